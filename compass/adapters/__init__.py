@@ -1,0 +1,1 @@
+"""One foreign library or server each, behind a small class of ours."""

@@ -1,0 +1,1 @@
+"""The main job on real text, with nothing to download."""

@@ -1,0 +1,1 @@
+"""What Compass is about, without a network, a disk or a clock: rules as pure functions and values."""

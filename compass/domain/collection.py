@@ -1,0 +1,185 @@
+"""The state of a collection beside its chunks: its spaces, its default, its epoch; and what may change it.
+
+A change is a value. `apply` checks its precondition against the state of the very commit that carries it
+and answers the next state, so a swap that lost a race is refused and not merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from compass.domain.space import Space, Status
+from compass.errors import (
+    DefaultSpaceError,
+    EpochMismatchError,
+    NotFoundError,
+    SpaceExistsError,
+    SpaceNotActiveError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionState:
+    """Everything of a collection that is not a chunk or a vector.
+
+    Attributes:
+        spaces: By space id, in the order of creation.
+        default: The id of the space that answers unnamed queries.
+        epoch: Grows by one with each change of the default; 1 at creation.
+        tombstones: Ids of dropped spaces; only these are ever deleted.
+    """
+
+    uuid: str
+    name: str
+    created_at: float
+    spaces: Mapping[str, Space] = field(default_factory=dict)
+    default: str | None = None
+    epoch: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tombstones: tuple[str, ...] = ()
+
+    def by_name(self, name: str) -> Space:
+        """The space of this name.
+
+        Raises:
+            NotFoundError: there is none; the message lists those that are there.
+        """
+        for space in self.spaces.values():
+            if space.name == name:
+                return space
+        there = ", ".join(repr(s.name) for s in self.spaces.values()) or "none"
+        raise NotFoundError(f"collection {self.name!r} has no vector space {name!r}; it has {there}", {"space": name})
+
+    def by_id(self, space_id: str) -> Space:
+        """The space of this id."""
+        if space_id not in self.spaces:
+            raise NotFoundError(f"vector space {space_id!r} is not there any more", {"space_id": space_id})
+        return self.spaces[space_id]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "uuid": self.uuid,
+            "name": self.name,
+            "created_at": self.created_at,
+            "spaces": [s.to_json() for s in self.spaces.values()],
+            "default": self.default,
+            "epoch": self.epoch,
+            "config": dict(self.config),
+            "tombstones": list(self.tombstones),
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> CollectionState:
+        """The inverse of `to_json`."""
+        spaces = {s["id"]: Space.from_json(s) for s in data["spaces"]}
+        return CollectionState(**{**data, "spaces": spaces, "tombstones": tuple(data["tombstones"])})
+
+
+@dataclass(frozen=True, slots=True)
+class AddSpace:
+    """Add a space; its name must be free."""
+
+    space: Space
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpace:
+    """Replace a space's record (status, follower, run, config); its id and name stay."""
+
+    space_id: str
+    status: Status | None = None
+    follows: bool | None = None
+    run: str | None = None
+    error: str | Literal[False] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapDefault:
+    """Make `target` the default, if the default and the epoch still are what the router saw."""
+
+    expected_default: str
+    expected_epoch: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropSpace:
+    """Leave a tombstone where the space was; never of the default."""
+
+    space_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartSpace:
+    """Drop a space and add an empty one of the same name under a new id, in one commit."""
+
+    space_id: str
+    replacement: Space
+
+
+Change = AddSpace | SetSpace | SwapDefault | DropSpace | RestartSpace
+
+
+def apply(state: CollectionState, change: Change) -> CollectionState:
+    """The state after `change`.
+
+    Raises:
+        ConflictError, NotFoundError: the precondition does not hold; nothing changes.
+    """
+    match change:
+        case AddSpace(space):
+            if any(s.name == space.name for s in state.spaces.values()):
+                raise SpaceExistsError(
+                    f"collection {state.name!r} has a vector space {space.name!r} already",
+                    {"space": space.name},
+                )
+            return replace(state, spaces={**state.spaces, space.id: space})
+        case SetSpace():
+            return _set_space(state, change)
+        case SwapDefault(expected_default, expected_epoch, target):
+            return _swap(state, expected_default, expected_epoch, target)
+        case DropSpace(space_id):
+            return _drop(state, space_id)
+        case RestartSpace(space_id, replacement):
+            dropped = _drop(state, space_id)
+            return replace(dropped, spaces={**dropped.spaces, replacement.id: replacement})
+
+
+def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
+    space = state.by_id(change.space_id).with_config(**change.config)
+    named = {k: getattr(change, k) for k in ("status", "follows", "run") if getattr(change, k) is not None}
+    if change.error is not None:
+        named["error"] = change.error or None
+    return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})
+
+
+def _swap(state: CollectionState, default: str, epoch: int, target: str) -> CollectionState:
+    if state.default != default or state.epoch != epoch:
+        raise EpochMismatchError(
+            f"the default of {state.name!r} has changed meanwhile: epoch {state.epoch}, expected {epoch}",
+            {"epoch": state.epoch, "expected_epoch": epoch},
+        )
+    space = state.by_id(target)
+    if space.status != "active":
+        raise SpaceNotActiveError(
+            f"vector space {space.name!r} is {space.status}, not active; rebuild it first",
+            {"space": space.name, "space_status": space.status},
+        )
+    if target == default:
+        return state
+    return replace(state, default=target, epoch=state.epoch + 1)
+
+
+def _drop(state: CollectionState, space_id: str) -> CollectionState:
+    space = state.by_id(space_id)
+    if state.default == space_id:
+        raise DefaultSpaceError(
+            f"vector space {space.name!r} is the default of {state.name!r}; swap the default first",
+            {"space": space.name},
+        )
+    spaces = {k: v for k, v in state.spaces.items() if k != space_id}
+    return replace(state, spaces=spaces, tombstones=(*state.tombstones, space_id))

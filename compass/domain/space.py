@@ -1,0 +1,114 @@
+"""A vector space: one model's view of a collection."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from compass.domain.chunk import FloatMatrix
+from compass.domain.names import check_dims, check_key_variable
+from compass.errors import InvalidRequestError
+
+Metric = Literal["cosine", "dot", "l2"]
+Status = Literal["building", "active", "failed"]
+
+BUILTIN = "builtin"  # the `embed_endpoint` of the built-in embedder: no URL, no network
+
+
+@dataclass(frozen=True, slots=True)
+class HnswConfig:
+    """Parameters of the graph (Malkov and Yashunin 2016): M links a node, two beam widths."""
+
+    m: int = 16
+    ef_construction: int = 200
+    ef_search: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceConfig:
+    """What a user says of a space.
+
+    Attributes:
+        dims: Numbers in a vector, 1..16384.
+        model: A label for people; the built-in embedder also salts its hashes with it.
+        embed_endpoint: A URL, `builtin`, or None for a space fed by callers (or set by its first rebuild).
+        api_key_env: The variable that holds the endpoint's key, `COMPASS_EMBED_KEY_*`.
+    """
+
+    dims: int
+    model: str
+    embed_endpoint: str | None = None
+    api_key_env: str | None = None
+    query_prompt_name: str | None = None
+    document_prompt_name: str | None = None
+    normalize: bool | None = None
+    metric: Metric = "cosine"
+    hnsw: HnswConfig = field(default_factory=HnswConfig)
+
+    def __post_init__(self) -> None:
+        check_dims(self.dims)
+        if self.api_key_env is not None:
+            check_key_variable(self.api_key_env)
+        if self.metric not in ("cosine", "dot", "l2"):
+            raise InvalidRequestError(f"metric {self.metric!r} is not one of cosine, dot, l2")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A space of a collection, as the log records it.
+
+    Attributes:
+        id: Never reused; a dropped and re-added name is another id.
+        follows: Whether it embeds what is written; False until a rebuild is started or callers feed it.
+        run: The rebuild run whose writers may append, None before the first.
+        created_at: Unix time, seconds.
+    """
+
+    id: str
+    name: str
+    config: SpaceConfig
+    status: Status
+    created_at: float
+    follows: bool = False
+    run: str | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Space:
+        """The inverse of `to_json`."""
+        config = dict(data["config"])
+        config["hnsw"] = HnswConfig(**config["hnsw"])
+        return Space(**{**data, "config": SpaceConfig(**config)})
+
+    def with_config(self, **changes: Any) -> Space:
+        """The same space with some fields of its config replaced."""
+        return replace(self, config=replace(self.config, **changes))
+
+
+def prepare_vectors(vectors: FloatMatrix, metric: Metric) -> FloatMatrix:
+    """Vectors as they are stored: float32 rows, of length 1 for cosine. shape (n, dims) in and out."""
+    rows = np.ascontiguousarray(vectors, np.float32)
+    if metric != "cosine":
+        return rows
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(rows / np.where(norms == 0.0, 1.0, norms), np.float32)
+
+
+def why_unfit(vectors: FloatMatrix, dims: int, metric: Metric) -> str | None:
+    """Why these rows must not be stored in a space, or None: wrong dims, NaN, infinity, zero vectors."""
+    if vectors.ndim != 2 or vectors.shape[1] != dims:
+        return f"expected {dims} dims, got {vectors.shape[-1] if vectors.ndim else 0}"
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        return f"row {int(np.argmin(finite))} holds NaN or infinity"
+    if metric == "cosine":
+        nonzero = vectors.any(axis=1)
+        if not nonzero.all():
+            return f"row {int(np.argmin(nonzero))} is a zero vector"
+    return None

@@ -1,0 +1,1 @@
+"""Filling a vector space in bulk: plan, pipeline, progress."""

@@ -1,0 +1,115 @@
+"""What the parts of the service ask of each other; in production each port is an actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from compass.domain.chunk import Chunk, ChunkInput
+from compass.domain.filters import Filter
+from compass.domain.search import Hit, Query
+from compass.domain.space import SpaceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """An acknowledged write: durable. `ids` in the order of the chunks given."""
+
+    seq: int
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """An acknowledged delete: durable, and visible in every space."""
+
+    seq: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSpec:
+    """A collection to create; checked already."""
+
+    name: str
+    spaces: dict[str, SpaceConfig]
+    default: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildSpec:
+    """A rebuild to start. `endpoints` empty: the space's own."""
+
+    endpoints: tuple[str, ...] = ()
+    api_key_env: str | None = None
+    batch_size: int | None = None
+    concurrency: int | None = None
+    max_docs_per_s: float | None = None
+    restart: bool = False
+
+
+class Router(Protocol):
+    """The authority for the routing table: everything that changes who answers what."""
+
+    async def create_collection(self, spec: CollectionSpec) -> None:
+        """Create a collection; its spaces are active at once."""
+
+    async def delete_collection(self, collection: str) -> None:
+        """Delete it; when this returns its bytes are gone."""
+
+    async def add_space(self, collection: str, name: str, config: SpaceConfig) -> None:
+        """Add a building space."""
+
+    async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
+        """Change fields of a space's config: embed_endpoint, query_prompt_name, ef_search."""
+
+    async def drop_space(self, collection: str, space: str) -> None:
+        """Drop a space; when this returns its bytes are gone."""
+
+    async def swap(
+        self, collection: str, space: str, force: bool, expected_epoch: int | None
+    ) -> dict[str, Any]:
+        """Make a space the default: {previous, current, epoch}."""
+
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """Start or resume a rebuild: {status, job_id}."""
+
+    async def cancel_rebuild(self, collection: str, space: str) -> None:
+        """Cancel a running rebuild and keep its work."""
+
+
+class Collection(Protocol):
+    """The only writer of one collection."""
+
+    async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
+        """Write chunks; durable when it returns."""
+
+    async def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
+        """Delete by ids or by a filter, not both."""
+
+    async def chunk(self, chunk_id: int) -> Chunk | None:
+        """One chunk, or None."""
+
+    async def page(self, after: int, limit: int) -> list[Chunk]:
+        """Up to `limit` chunks whose id is greater than `after`, by id."""
+
+    async def info(self) -> dict[str, Any]:
+        """{chunk_count, seq}."""
+
+
+class SpaceIndex(Protocol):
+    """The vectors of one space: searches them, and follows the log."""
+
+    async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
+        """Answer several queries that waited together."""
+
+    async def follow(self, seq: int, wait_s: float) -> int:
+        """Wait until the space can find what was written up to `seq`; how many chunks it still lacks."""
+
+    async def info(self) -> dict[str, Any]:
+        """{vectors, lag, quarantined, bytes_on_disk, error?}."""
+
+    async def rebuild_status(self) -> dict[str, Any]:
+        """RebuildStatus of the HTTP interface, the `status` of the space left out."""

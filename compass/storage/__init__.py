@@ -1,0 +1,1 @@
+"""A collection on disk: objects, log, parts, vectors, and the view derived from them."""
