@@ -13,7 +13,11 @@ from compass.errors import NotFoundError, SpaceNotActiveError
 
 @dataclass(frozen=True, slots=True)
 class CollectionRoute:
-    """One collection as queries see it: its default, its epoch, its spaces by name."""
+    """One collection as queries see it: its default, its epoch, its spaces by name.
+
+    Attributes:
+        next_default: While a swap is under way, the space that acknowledgements wait for beside the default.
+    """
 
     uuid: str
     name: str
@@ -22,6 +26,7 @@ class CollectionRoute:
     spaces: Mapping[str, Space]
     config: Mapping[str, Any] = field(default_factory=dict)
     created_at: float = 0.0
+    next_default: str | None = None
 
     @staticmethod
     def of(state: CollectionState) -> CollectionRoute:

@@ -45,7 +45,7 @@ def scores(distances: npt.NDArray[np.float32], metric: Metric) -> npt.NDArray[np
     """Scores of hnswlib's distances: cosine and dot max(0, 1 - d), l2 1 / (1 + d) as d is squared already."""
     if metric == "l2":
         return np.asarray(1.0 / (1.0 + distances), np.float32)
-    return np.maximum(np.float32(0), np.float32(1) - distances)
+    return np.asarray(np.maximum(np.float32(0), np.float32(1) - distances), np.float32)
 
 
 def distances(query: FloatVector, rows: npt.NDArray[np.float32], metric: Metric) -> npt.NDArray[np.float32]:

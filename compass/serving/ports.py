@@ -8,24 +8,19 @@ from typing import Any, Protocol
 
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.filters import Filter
+from compass.domain.receipts import Deleted, Ingested
 from compass.domain.search import Hit, Query
 from compass.domain.space import SpaceConfig
 
-
-@dataclass(frozen=True, slots=True)
-class Ingested:
-    """An acknowledged write: durable. `ids` in the order of the chunks given."""
-
-    seq: int
-    ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """An acknowledged delete: durable, and visible in every space."""
-
-    seq: int
-    deleted: int
+__all__ = [
+    "Collection",
+    "CollectionSpec",
+    "Deleted",
+    "Ingested",
+    "RebuildSpec",
+    "Router",
+    "SpaceIndex",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +63,7 @@ class Router(Protocol):
     async def drop_space(self, collection: str, space: str) -> None:
         """Drop a space; when this returns its bytes are gone."""
 
-    async def swap(
-        self, collection: str, space: str, force: bool, expected_epoch: int | None
-    ) -> dict[str, Any]:
+    async def swap(self, collection: str, space: str, force: bool, expected_epoch: int | None) -> dict[str, Any]:
         """Make a space the default: {previous, current, epoch}."""
 
     async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:

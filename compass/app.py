@@ -1,0 +1,233 @@
+"""Classes become deployments and actors: the only place where they do.
+
+compass.app:build        the Serve application, for `serve run`, `serve deploy` and `compass serve`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from functools import lru_cache
+from typing import Any
+
+import ray
+from ray import serve
+from ray.actor import ActorClass
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from compass.adapters.clock import boot_clock
+from compass.adapters.embedders import open_embedder
+from compass.domain.embedding import Embedder
+from compass.domain.routing import RoutingTable
+from compass.domain.space import Space, SpaceConfig
+from compass.rebuild.run import RebuildRun
+from compass.rebuild.stage import StageOpener
+from compass.serving.batching import BatchedIndex
+from compass.serving.cluster import RayCluster
+from compass.serving.collection import CollectionService
+from compass.serving.door import Door
+from compass.serving.gateway import Gateway
+from compass.serving.http.app import build_app
+from compass.serving.publisher import Publisher
+from compass.serving.route_table import RouteTable
+from compass.serving.router import RouterService
+from compass.serving.space_index import SpaceIndex
+from compass.settings import Settings
+from compass.storage import incarnation
+from compass.storage.objects import open_objects
+from compass.storage.root import Root
+
+APP = "compass"
+FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
+QUERY_RETRY_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+def _root(settings: Settings) -> Root:
+    return Root(open_objects(settings.data), settings.cache_dir)
+
+
+class CollectionProcess(CollectionService):
+    """The actor `collection:<uuid>`."""
+
+    def __init__(self, settings: dict[str, Any], uuid: str) -> None:
+        values = Settings(**settings)
+        super().__init__(_root(values).open(uuid, grace_s=values.grace_s), values.checkpoint_s)
+
+
+class IndexProcess(SpaceIndex):
+    """The actor `index:<space-id>`."""
+
+    def __init__(self, settings: dict[str, Any], uuid: str, space_id: str) -> None:
+        values = Settings(**settings)
+        root, cluster = _root(values), RayCluster({}, settings)
+        view = root.view(uuid)
+        view.refresh()
+        state = view.state()
+        space = state.by_id(space_id)
+
+        def embedder(space: Space) -> Embedder:
+            timeout_s = values.embed_timeout_s
+            return open_embedder(space.config, kind="document", timeout_s=timeout_s, retry_s=FOLLOWER_RETRY_S)
+
+        async def completed() -> None:
+            await cluster.router().activate(state.name, space_id)
+
+        vectors = root.space_vectors(uuid, space_id, space.config.dims)
+        super().__init__(space, view, vectors, embedder, completed)
+
+
+class RouterProcess(RouterService):
+    """The actor `router`. Ends the whole service when no gateway has asked for a while."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._values = Settings(**settings)
+        root = _root(self._values)
+        self._held = root.lock()
+        objects = open_objects(self._values.data)
+        number = incarnation.claim(objects)
+        self._actors = RayCluster(ACTORS, settings)
+
+        async def latest() -> int:
+            return await asyncio.to_thread(incarnation.latest, objects)
+
+        lease_s = self._values.lease_s
+        publisher = Publisher(number, lease_s, boot_clock, number == 1, RoutingTable(), latest=latest)
+        super().__init__(root, self._actors, publisher)
+        self._watch = asyncio.get_running_loop().create_task(self._end_when_idle(publisher))
+
+    async def close(self) -> None:
+        """End every actor of the service but this one; what they hold is saved first."""
+        self._watch.cancel()
+        await self._actors.stop_all()
+
+    async def _end_when_idle(self, publisher: Publisher) -> None:
+        idle_s, waited_s = self._values.idle_exit_s, 0.0
+        while not publisher.superseded and waited_s < idle_s:
+            await asyncio.sleep(1)
+            waited_s = boot_clock() - publisher.last_renewal
+        if not publisher.superseded:
+            log.warning("no gateway for %g s: the service ends", idle_s)
+            await self._actors.stop_all()
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+class RebuildProcess(RebuildRun):
+    """The actor `rebuild:<space-id>`."""
+
+    def __init__(self, settings: dict[str, Any], collection: str, uuid: str, space_id: str) -> None:
+        values = Settings(**settings)
+        root, cluster = _root(values), RayCluster({}, settings)
+        view = root.view(uuid)
+        view.refresh()
+        space = view.state().by_id(space_id)
+        stages = StageOpener(
+            str(values.data), uuid, space_id, space.config, values.embed_timeout_s, values.embed_retry_s
+        )
+        super().__init__(
+            collection,
+            space_id,
+            collection=cluster.collection(uuid),
+            index=cluster.index(uuid, space),
+            router=cluster.router(),
+            vectors=root.space_vectors(uuid, space_id, space.config.dims),
+            objects=open_objects(values.data),
+            open_stage=stages,
+            actors=values.rebuild_actors,
+        )
+
+
+ACTORS: dict[str, ActorClass[Any]] = {
+    "router": ray.remote(RouterProcess),
+    "collection": ray.remote(CollectionProcess),
+    "index": ray.remote(IndexProcess),
+    "rebuild": ray.remote(RebuildProcess),
+}
+
+
+class GatewayReplica:
+    """A replica of the gateway: one ASGI application behind two doors, and a Python handle."""
+
+    async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        values = Settings(**settings)
+        cluster = RayCluster({"router": ACTORS["router"]}, settings)
+        router = cluster.router()
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s)
+        self._polling = asyncio.get_running_loop().create_task(self._table.run())
+
+        @lru_cache(maxsize=256)
+        def index(space_id: str) -> BatchedIndex:
+            return BatchedIndex(cluster.find_index(space_id))
+
+        @lru_cache(maxsize=256)
+        def embedder(config: SpaceConfig) -> Embedder:
+            timeout_s = values.embed_timeout_s
+            return open_embedder(config, kind="query", timeout_s=timeout_s, retry_s=QUERY_RETRY_S)
+
+        self._gateway = Gateway(
+            self._table,
+            router,
+            cluster.collection,
+            lambda space: index(space.id),
+            lambda space: embedder(space.config),
+        )
+        self._app = build_app(self._gateway, values)
+        self._door = Door(self._app, values.host, values.port)
+        self._door.open()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application behind Serve's door. Its end is the end of our own door too."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "lifespan":
+                await self._app(scope, receive, send)
+                return
+            while True:
+                stage = (await receive())["type"]
+                if stage == "lifespan.shutdown":
+                    await self._close()
+                await send({"type": f"{stage}.complete"})
+                if stage == "lifespan.shutdown":
+                    return
+
+        return app
+
+    async def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        """A Python handle's call: one of the gateway's operations by name."""
+        return await self._gateway.call(operation, arguments)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose polling has ended; a lease that ran out is not its fault."""
+        if self._polling.done():
+            raise RuntimeError("the gateway has stopped asking the router")
+
+    async def _close(self) -> None:
+        await self._door.close()
+        self._polling.cancel()
+
+
+def build(args: dict[str, Any] | None = None) -> serve.Application:
+    """The Serve application.
+
+    Args:
+        args: Settings by their names (`data`, `port`, …), as `serve_config.yaml` gives them. The API key is
+            not among them: it comes from the environment of the cluster's nodes.
+    """
+    given = {k: v for k, v in (args or {}).items() if k != "api_key"}
+    settings = Settings(**given)
+    plain = settings.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
+    plain["data"] = str(settings.data.resolve())
+    deployment = serve.deployment(
+        name="Gateway",
+        num_replicas=settings.gateways,
+        max_ongoing_requests=settings.max_in_flight,
+        health_check_period_s=1,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=15,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(GatewayReplica))
+    return deployment.bind(plain)

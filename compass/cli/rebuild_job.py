@@ -1,0 +1,135 @@
+"""`python -m compass.rebuild`: start or join a rebuild and watch it, for example as a Ray job.
+
+A thin client: the rebuild lives in the service, so ending this process leaves it running.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import click
+
+from compass.errors import CompassError, RebuildRunningError, UnavailableError
+
+POLL_S = 0.5
+SAY_S = 2.0
+AWAY_S = 60.0  # how long the service may not answer, as during a rollout of its gateways
+INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+
+
+class Client(Protocol):
+    """What is asked of `compass.client.Client`."""
+
+    def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
+        """Start or resume a rebuild."""
+
+    def rebuild_status(self, collection: str, space: str) -> Any:
+        """The status of a space's rebuild."""
+
+
+@click.command("rebuild", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--collection", required=True, help="The collection's name.")
+@click.option("--space", required=True, help="The vector space to build.")
+@click.option(
+    "--embed-endpoint",
+    "endpoints",
+    multiple=True,
+    help="What embeds; several share the work. Default: the space's own.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Texts of one request.")
+@click.option("--api-key-env", help="The service's variable that holds the endpoints' key: COMPASS_EMBED_KEY_*.")
+@click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
+def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
+    """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
+    from compass.client import connect
+
+    fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if endpoints:
+        fields["embed_endpoint"] = list(endpoints)
+    if restart:
+        fields["restart"] = True
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, told apart from a failure
+    try:
+        client = connect()
+        begin(client, collection, space, fields)
+        problem = watch(client, collection, space)
+    except CompassError as error:
+        raise click.ClickException(error.detail) from None
+    except KeyboardInterrupt:
+        click.echo(f"not watching any more; the rebuild of {space!r} goes on in the service", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    if problem is not None:
+        raise click.ClickException(problem)
+
+
+def begin(client: Client, collection: str, space: str, fields: Mapping[str, Any]) -> None:
+    """Start the rebuild, or join the one that runs; a `restart` joins nothing, as it asks for another one."""
+    try:
+        started = client.rebuild(collection, space, **fields)
+        click.echo(f"rebuild {started['job_id']} of {space!r} in {collection!r}")
+    except RebuildRunningError:
+        if fields.get("restart"):
+            raise
+        click.echo(f"a rebuild of {space!r} in {collection!r} runs already; joining it")
+
+
+def watch(
+    client: Client,
+    collection: str,
+    space: str,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> str | None:
+    """Print the progress every two seconds, and sooner when the state changes, until the run has ended.
+
+    Returns:
+        None when it is done, else why it is not.
+
+    Raises:
+        CompassError: the service does not answer for a minute, or the space is gone.
+    """
+    said_at, said_state, answered_at = float("-inf"), "", clock()
+    while True:
+        try:
+            status = client.rebuild_status(collection, space)
+            answered_at = clock()
+        except UnavailableError:
+            if clock() - answered_at > AWAY_S:
+                raise
+            sleep(POLL_S)
+            continue
+        state = status["run"]["state"]
+        if state != said_state or clock() - said_at >= SAY_S:
+            click.echo(line(status))
+            said_at, said_state = clock(), state
+        if state != "running":
+            return outcome(status, space)
+        sleep(POLL_S)
+
+
+def line(status: Mapping[str, Any]) -> str:
+    """One line of progress."""
+    text = f"{status['percent']:6.2f} %  {status['embedded']:,} of {status['total']:,} chunks"
+    if status["failed"]:
+        text += f", {status['failed']:,} refused"
+    if status["run"]["state"] != "running":
+        return f"{text}  {status['run']['state']}"
+    text += f"  {status['docs_per_s']:,.0f}/s"
+    if status["eta_s"] is not None:
+        text += f"  {status['eta_s']:,.0f} s to go"
+    if "stalled_s" in status["run"]:
+        text += f"  STALLED: nothing landed for {status['run']['stalled_s']:,.0f} s"
+    return text
+
+
+def outcome(status: Mapping[str, Any], space: str) -> str | None:
+    """Why a run that has ended is not done, or None."""
+    state = status["run"]["state"]
+    if state == "done":
+        return None
+    reason = f": {status['error']}" if status.get("error") else ""
+    return f"the rebuild of {space!r} is {state}{reason}. What was embedded is kept: start it again to go on"

@@ -1,0 +1,174 @@
+"""A Compass service in the foreground: its own local Ray, or an application on a running cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compass.errors import TakenOverError, UnavailableError
+from compass.settings import Settings
+from compass.storage.objects import open_objects
+from compass.storage.root import Root
+
+Say = Callable[[str], None]
+
+PID_FILE = "serve.pid"
+READY_S = 90.0
+STOP_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service."""
+
+    url: str
+    serve_url: str
+    dashboard_url: str | None
+
+
+@contextlib.contextmanager
+def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator[Service]:
+    """Start a service with a Ray of its own; at the end everything is saved and no process is left.
+
+    Raises:
+        TakenOverError: another service has this data folder.
+        UnavailableError: a port is taken, or the service did not become ready.
+    """
+    _check_free(settings)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, and nothing
+    # leaves the network.
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    import ray
+    from ray import serve
+
+    from compass.app import APP, build
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    say("starting Ray …")
+    context = ray.init(
+        address="local",
+        namespace="compass",
+        include_dashboard=dashboard,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    pid_file = settings.data / PID_FILE
+    pid_file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    try:
+        say("starting the service …")
+        serve.start(http_options={"host": settings.host, "port": settings.serve_port})
+        serve.run(build(_given(settings)), name=APP, route_prefix="/", blocking=False)
+        url = f"http://{_host(settings.host)}:{settings.port}"
+        _await_ready(url)
+        shown = getattr(context, "dashboard_url", None)
+        yield Service(
+            url, f"http://{_host(settings.host)}:{settings.serve_port}", f"http://{shown}" if shown else None
+        )
+    finally:
+        say("stopping: finishing requests, saving …")
+        _stop(ray, serve, APP)
+        pid_file.unlink(missing_ok=True)
+        say("stopped")
+
+
+def wait_for_signal() -> None:
+    """Sleep until Ctrl-C or SIGTERM."""
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    while not asked.wait(0.5):
+        pass
+
+
+def stop(data: Path, say: Say) -> None:
+    """Stop the service that has this data folder; returns when it is gone.
+
+    Raises:
+        UnavailableError: none runs here, or it did not end in time.
+    """
+    try:
+        noted = json.loads((data / PID_FILE).read_text())
+        pid = int(noted["pid"])
+        os.kill(pid, signal.SIGTERM)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise UnavailableError(f"no `compass serve` runs on {data}") from error
+    say(f"stopping process {pid} …")
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        if not _alive(pid):
+            say("stopped")
+            return
+        time.sleep(0.1)
+    raise UnavailableError(f"process {pid} has not ended after {STOP_S:g} s")
+
+
+def _stop(ray: Any, serve: Any, app: str) -> None:
+    try:
+        serve.delete(app)
+        router = ray.get_actor("router", namespace="compass")
+        ray.get(router.close.remote(), timeout=STOP_S)
+    except ValueError:
+        pass  # the router never came up, so there is nothing to save
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _check_free(settings: Settings) -> None:
+    try:
+        Root(open_objects(settings.data), settings.cache_dir).lock().close()
+    except TakenOverError as error:
+        raise TakenOverError(f"{settings.data} is in use: {error.detail}", error.fields) from None
+    for port in (settings.port, settings.serve_port):
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                raise UnavailableError(f"cannot listen on {settings.host}:{port}: {error.strerror}") from error
+
+
+def _await_ready(url: str) -> None:
+    deadline, said = time.monotonic() + READY_S, "no answer"
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/ready", timeout=5):
+                return
+        except urllib.error.HTTPError as error:
+            said = error.read().decode()
+        except OSError as error:
+            said = str(error)
+        time.sleep(0.1)
+    raise UnavailableError(f"{url}/ready did not answer 200 within {READY_S:g} s: {said}")
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
+
+
+def _host(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

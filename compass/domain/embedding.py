@@ -1,0 +1,170 @@
+"""What an embedding endpoint's answers mean, and what Compass does about each: rules without a socket.
+
+The contract is `POST {"inputs": [text, …]}` → `[[float, …], …]`, as text-embeddings-inference (TEI) speaks
+it. Any other server that answers so will do; what only TEI understands is sent to TEI alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from typing import Any, Literal, Protocol
+
+from compass.domain.chunk import FloatMatrix
+from compass.domain.space import SpaceConfig
+
+Kind = Literal["query", "document"]
+
+FIRST_BATCH = 32  # TEI's own default limit; where a server does not say what it takes, begin here
+CONTROL_TEXT = "hello world"  # no embedding model has a reason to refuse this one
+REASON_CHARS = 300  # of what a server said, in an error: enough to act on, too little to carry a document
+
+_MAX_BATCH = re.compile(r"maximum allowed batch size (\d{1,9})")
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of one space."""
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """One row per text, in order: float32, shape (n, dims), checked, and normalised for cosine.
+
+        Raises:
+            EmbeddingError: the endpoint failed, refused or lied; no row is returned then.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections; the embedder is not used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What became of a list of texts, each counted once.
+
+    Attributes:
+        rows: Positions of the texts that have a vector, ascending.
+        vectors: float32, shape (len(rows), dims); row i belongs to text rows[i].
+        refused: The reason, by position, for each text that the endpoint refuses for itself.
+    """
+
+    rows: list[int]
+    vectors: FloatMatrix
+    refused: dict[int, str]
+
+
+class Meaning(Enum):
+    """What an answer's status says, as far as the client's next step goes."""
+
+    ROWS = "rows"  # read the body
+    TOO_MANY = "too many"  # more inputs than it ever takes: halve, and remember
+    TOO_LARGE = "too large"  # more bytes than it takes: halve this request
+    REFUSED = "refused"  # it will not take one of these inputs
+    BACKEND = "backend"  # the model failed: maybe the moment, maybe an input
+    BUSY = "busy"  # down, starting or overloaded: the same request may succeed later
+    FORBIDDEN = "forbidden"  # no request of this form will ever succeed
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a server wrote beside a status that is not 200."""
+
+    reason: str
+    json: bool = False
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What `GET /info` proves. `max_batch` is None where the server does not say."""
+
+    tei: bool = False
+    max_batch: int | None = None
+
+
+def read_said(body: bytes) -> Said:
+    """The reason in an error's body: TEI's and FastAPI's JSON, or the text itself, cut short."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        return Said(_short(body.decode("utf-8", "replace")))
+    if not isinstance(document, dict):
+        return Said(_short(str(document)), json=True)
+    reason = document.get("error", document.get("detail", document.get("message", "")))
+    error_type = document.get("error_type")
+    return Said(_short(str(reason)), True, error_type if isinstance(error_type, str) else None)
+
+
+def meaning(status: int, said: Said) -> Meaning:
+    """What a status means, by TEI's table; for other servers the nearest row of it."""
+    match status:
+        case 200:
+            return Meaning.ROWS
+        case 413 | 422 if "batch size" in said.reason.lower():
+            return Meaning.TOO_MANY
+        case 413:
+            return Meaning.TOO_LARGE
+        case 400:
+            return Meaning.REFUSED
+        case 422:  # plain text: the JSON does not fit, whatever the input
+            return Meaning.REFUSED if said.json else Meaning.FORBIDDEN
+        case 424:
+            return Meaning.BACKEND
+        case 408 | 425 | 429:
+            return Meaning.BUSY
+    return Meaning.BUSY if status >= 500 else Meaning.FORBIDDEN
+
+
+def read_info(status: int, body: bytes) -> ServerInfo:
+    """What `/info` proves; a server that has none, or another kind of page there, proves nothing."""
+    try:
+        document = json.loads(body) if status == 200 else None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        return ServerInfo()
+    limit = document.get("max_client_batch_size")
+    max_batch = limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None
+    tei = max_batch is not None and {"model_id", "model_type", "max_concurrent_requests"} <= document.keys()
+    return ServerInfo(tei, max_batch)
+
+
+def smaller_batch(size: int, said: Said) -> int:
+    """The size to go on with after `size` inputs were too many: the limit it named, else half. At least 1."""
+    named = _MAX_BATCH.search(said.reason)
+    limit = int(named[1]) if named else size // 2
+    return max(1, min(limit, size - 1))
+
+
+def request_options(config: SpaceConfig, kind: Kind, info: ServerInfo) -> dict[str, Any]:
+    """The members sent beside `inputs`: those the space sets, and `truncate` to a proven TEI.
+
+    TEI refuses a text that is longer than its model reads unless it is told to truncate. A server that is
+    not TEI may refuse members that it does not know, so it gets none that the user has not asked for.
+    """
+    options: dict[str, Any] = {"truncate": True} if info.tei else {}
+    prompt = config.query_prompt_name if kind == "query" else config.document_prompt_name
+    if prompt is not None:
+        options["prompt_name"] = prompt
+    if config.normalize is not None:
+        options["normalize"] = config.normalize
+    return options
+
+
+def retry_after_s(header: str | None, now: float) -> float | None:
+    """Seconds that a `Retry-After` header asks for, or None; `now` is Unix time. RFC 9110, 10.2.3."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= REASON_CHARS else line[: REASON_CHARS - 1] + "…"

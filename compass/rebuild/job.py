@@ -1,0 +1,78 @@
+"""What a rebuild is asked to do, and the record that it keeps of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from compass.domain.progress import Progress
+
+RunState = Literal["running", "done", "failed", "cancelled"]
+EVERY_VID = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildJob:
+    """One order to rebuild a space.
+
+    Attributes:
+        job_id: Named by whoever orders; it stays the same when the run resumes after a crash.
+        endpoints: What embeds, URLs or `builtin`; at least one.
+        api_key_env: The variable that holds the endpoints' key; the space's own key goes to its own endpoint alone.
+        batch_size: Texts of one request.
+        concurrency: Requests at once of each stage.
+        max_docs_per_s: The most that all stages together may embed; None for no limit.
+    """
+
+    job_id: str
+    endpoints: tuple[str, ...]
+    api_key_env: str | None = None
+    batch_size: int | None = None
+    concurrency: int | None = None
+    max_docs_per_s: float | None = None
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> RebuildJob:
+        """The job among the values of an order or of a stored record."""
+        named = {f.name: data[f.name] for f in fields(RebuildJob) if f.name in data}
+        return RebuildJob(**{**named, "endpoints": tuple(named["endpoints"])})
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What is stored of a run.
+
+    Attributes:
+        attempt: Who may append now; a writer of another one is stale.
+        owns_below: While it runs, the vids below are its work, and the space's follower leaves them alone.
+        docs_per_s: The speed when this was stored; 0 of a run that has ended.
+        fleet: How the endpoints do: [{url, in_flight, docs_per_s, errors, last_error}].
+        stalled_s: How long nothing has landed, when that is alarming.
+    """
+
+    job: RebuildJob
+    attempt: str
+    state: RunState
+    started_at: float
+    ended_at: float | None = None
+    error: str | None = None
+    owns_below: int = EVERY_VID
+    progress: Progress = field(default_factory=Progress)
+    docs_per_s: float = 0.0
+    eta_s: float | None = None
+    fleet: tuple[dict[str, Any], ...] = ()
+    stalled_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values: the fields of the job beside those of the run."""
+        run = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "job"}
+        job = {**asdict(self.job), "endpoints": list(self.job.endpoints)}
+        return {**job, **run, "progress": self.progress.to_json(), "fleet": list(self.fleet)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> RunRecord:
+        """The inverse of `to_json`."""
+        named = {f.name: data[f.name] for f in fields(RunRecord) if f.name in data}
+        progress, fleet = Progress.from_json(data["progress"]), tuple(data["fleet"])
+        return RunRecord(**{**named, "job": RebuildJob.of(data), "progress": progress, "fleet": fleet})

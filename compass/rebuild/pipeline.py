@@ -1,0 +1,173 @@
+"""How descriptors reach the stages: through Ray Data, or, for a small job, without its two seconds of start.
+
+Either way the results stream back as they land, in any order, and what a stage raised is raised here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from typing import Any, TypeVar
+
+from compass.errors import CompassError, UnavailableError
+from compass.rebuild.job import RebuildJob
+from compass.rebuild.plan import Descriptor
+from compass.rebuild.stage import EmbedStage, Filled, OpenStage
+
+INLINE_ROWS = 8_000  # up to here Ray Data's start costs more than its actors save
+AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
+STAGE_CPUS = 0.25  # what an actor reserves: it waits for an endpoint most of the time
+STAGE_NICENESS = 5  # queries go first on a busy machine
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def stream(
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+) -> AsyncGenerator[Filled, None]:
+    """Fill all descriptors, yielding each as it lands; Ray Data with `actors` stages unless the job is small.
+
+    Raises:
+        CompassError: what a stage raised, or UnavailableError for a fault of the cluster.
+    """
+    if sum(d.count for d in descriptors) <= INLINE_ROWS:
+        return run_inline(descriptors, open_stage, job, attempt)
+    return run_ray_data(descriptors, open_stage, job, attempt, actors)
+
+
+async def run_inline(
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str
+) -> AsyncGenerator[Filled, None]:
+    """Fill the descriptors in this process, a few at once."""
+    stage = open_stage(job, attempt, 1)
+    waiting = list(reversed(descriptors))
+    filling: set[asyncio.Task[Filled]] = set()
+    try:
+        while waiting or filling:
+            while waiting and len(filling) < AT_ONCE:
+                filling.add(asyncio.create_task(stage.fill(waiting.pop())))
+            done, filling = await asyncio.wait(filling, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in filling:
+            task.cancel()
+        await asyncio.gather(*filling, return_exceptions=True)
+        await stage.close()
+
+
+async def run_ray_data(
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+) -> AsyncGenerator[Filled, None]:
+    """Fill the descriptors in `actors` processes under Ray Data, which places and restarts them."""
+    loop = asyncio.get_running_loop()
+    landed: asyncio.Queue[Filled | BaseException | None] = asyncio.Queue()
+    stopped = threading.Event()
+
+    def pull() -> None:
+        """Ray Data's iterator blocks, so it has a thread of its own."""
+        last: BaseException | None = None
+        try:
+            with contextlib.closing(_through_ray_data(descriptors, open_stage, job, attempt, actors)) as results:
+                for result in results:
+                    if stopped.is_set():
+                        return
+                    loop.call_soon_threadsafe(landed.put_nowait, result)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the results are awaited
+            last = error
+        with contextlib.suppress(RuntimeError):  # the loop has gone: nobody waits any more
+            loop.call_soon_threadsafe(landed.put_nowait, last)
+
+    thread = threading.Thread(target=pull, name="ray-data", daemon=True)
+    thread.start()
+    try:
+        while (result := await landed.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stopped.set()
+
+
+def _through_ray_data(
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+) -> Generator[Filled, None, None]:
+    """The results as Ray Data yields them.
+
+    Errors of a stage come back as values, not as exceptions: so they arrive as they were, whatever Ray wraps
+    an exception in, and Ray prints no stack of them.
+    """
+    import ray  # here, not above: a small job and a unit test never need it
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+
+    size = max(1, min(actors, len(descriptors)))
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=size * STAGE_CPUS + 1)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"descriptor": pickle.dumps(d)} for d in descriptors]
+    filled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        RemoteStage,
+        batch_size=1,
+        compute=ActorPoolStrategy(
+            size=size,
+            max_tasks_in_flight_per_actor=2 * AT_ONCE,
+            max_concurrent_calls_per_actor=AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=STAGE_CPUS,
+        fn_constructor_args=(open_stage, job, attempt, size),
+    )
+    try:
+        for row in filled.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, CompassError):
+                raise result
+            yield result
+    except ray.exceptions.RayError as error:
+        raise _unwrapped(error) from error
+
+
+class RemoteStage:
+    """A stage in an actor of Ray Data: threads call it, its one event loop does the work."""
+
+    def __init__(self, open_stage: OpenStage, job: RebuildJob, attempt: str, stages: int) -> None:
+        os.nice(STAGE_NICENESS)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="stage", daemon=True).start()
+
+        async def opened() -> EmbedStage:
+            return open_stage(job, attempt, stages)
+
+        self._stage = self._await(opened())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """Fill a batch of pickled descriptors: a pickled `Filled`, or the CompassError, for each."""
+        return {"result": [pickle.dumps(self._fill(pickle.loads(d))) for d in batch["descriptor"]]}
+
+    def _fill(self, descriptor: Descriptor) -> Filled | CompassError:
+        try:
+            return self._await(self._stage.fill(descriptor))
+        except CompassError as error:
+            return error
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _unwrapped(error: BaseException) -> CompassError:
+    """The CompassError inside what Ray raised, or what the cluster did as one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CompassError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return UnavailableError(f"Ray Data gave the rebuild up: {str(error).splitlines()[-1]}")

@@ -1,0 +1,47 @@
+"""What a rebuild asks of the rest of the service; in production each port is an actor."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from compass.storage.parts import Snapshot
+
+
+class Collection(Protocol):
+    """The only writer of the collection that is rebuilt."""
+
+    async def checkpoint(self) -> Snapshot:
+        """Everything committed so far, as parts that can be read."""
+
+    async def info(self) -> dict[str, Any]:
+        """{chunk_count, seq}: `seq` is the frontier of the log."""
+
+
+class SpaceIndex(Protocol):
+    """The index of the space that is rebuilt; it follows the log by itself."""
+
+    async def absorb(self, keys: list[str]) -> None:
+        """Take these vector files in; returns when they can be found. What it holds already costs nothing."""
+
+    async def follow(self, seq: int, wait_s: float) -> int:
+        """Wait until the space can find what was written up to `seq`; how many chunks it still lacks."""
+
+    async def run_changed(self) -> None:
+        """The run's record says something new of who embeds what."""
+
+    async def info(self) -> dict[str, Any]:
+        """{vectors, lag, quarantined, error, …}."""
+
+
+class Router(Protocol):
+    """The authority over the state of spaces."""
+
+    async def activate(self, collection: str, space_id: str) -> None:
+        """Decide the activation: it returns when the space is active for every gateway.
+
+        Raises:
+            SpaceLagsError: the space lacks chunks; catch up and ask again.
+        """
+
+    async def fail(self, collection: str, space_id: str, error: str) -> None:
+        """Mark a space that was never active as failed, with the reason; an active one stays as it is."""

@@ -1,0 +1,331 @@
+"""A rebuild: from the order to the active space, over crashes, cancels and writes that go on meanwhile.
+
+The vector files are the truth, and *done* is a set of vids. So resuming is starting: plan what is live and has
+no vector, embed it, let the index catch up with what was written meanwhile, ask the router to activate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from compass.adapters.clock import Clock, boot_clock
+from compass.domain.progress import Progress, status_of_run
+from compass.errors import (
+    CompassError,
+    EndpointUnavailableError,
+    RebuildRunningError,
+    SpaceLagsError,
+    UnavailableError,
+)
+from compass.rebuild.backlog import Backlog
+from compass.rebuild.fleet import Fleet
+from compass.rebuild.job import RebuildJob, RunRecord, RunState
+from compass.rebuild.pipeline import stream
+from compass.rebuild.plan import Plan, read_plan
+from compass.rebuild.ports import Collection, Router, SpaceIndex
+from compass.rebuild.stage import Filled, OpenStage, StaleRunError, check_accepted
+from compass.storage.objects import Objects
+from compass.storage.parts import MissingObjectError
+from compass.storage.vectors import SpaceVectors
+
+REPORT_S = 1.0  # how often the stored progress moves
+STALL_S = 60.0  # nothing lands for so long: somebody should look
+GIVE_UP_S = 300.0  # the follower gets nowhere for so long: the run fails
+FOLLOW_S = 2.0
+LAST_WORD_S = 1.0  # what an ended run may still wait for, so that a cancel takes less than two seconds
+SNAPSHOTS = 10
+
+log = logging.getLogger(__name__)
+
+
+class RebuildRun:
+    """The rebuild of one space; one run at a time. Plain asyncio: in production an actor holds it."""
+
+    def __init__(
+        self,
+        collection_name: str,
+        space_id: str,
+        *,
+        collection: Collection,
+        index: SpaceIndex,
+        router: Router,
+        vectors: SpaceVectors,
+        objects: Objects,
+        open_stage: OpenStage,
+        actors: int = 2,
+        clock: Clock = boot_clock,
+    ) -> None:
+        """Go on with the run that a crash has interrupted, if there is one; else wait for `start`.
+
+        Made on a running event loop.
+
+        `actors` processes embed a job that is not small; `clock` is seconds that only grow.
+        """
+        self._name, self._space_id = collection_name, space_id
+        self._collection, self._index, self._router = collection, index, router
+        self._vectors, self._objects, self._open_stage = vectors, objects, open_stage
+        self._actors, self._clock = actors, clock
+        self._record: RunRecord | None = None
+        self._progress = Progress()
+        self._fleet = Fleet()
+        self._moved_at_s = self._clock()
+        self._starting, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._opened = asyncio.get_running_loop().create_task(self._resume())
+
+    # ---- what others ask
+
+    async def start(self, job: RebuildJob | Mapping[str, Any]) -> None:
+        """Start a run, which goes on from what is durable; returns once the run is the accepted one.
+
+        Starting the same job again changes nothing, as an answer may have been lost.
+
+        Raises:
+            RebuildRunningError: another job runs.
+        """
+        job = job if isinstance(job, RebuildJob) else RebuildJob.of(job)
+        await self._opened
+        async with self._starting:
+            stored = await self._stored()
+            same = stored is not None and stored.job.job_id == job.job_id
+            if self._is_running() and not same:
+                raise RebuildRunningError(
+                    f"a rebuild of space {self._space_id} is running; see its status, or cancel it first",
+                    {"job_id": self._record.job.job_id if self._record else None},
+                )
+            if self._is_running() or (same and stored is not None and stored.state == "done"):
+                return
+            await self._begin(job, time.time(), stored.progress if stored else Progress())
+
+    async def running(self) -> bool:
+        """Whether a run goes on."""
+        await self._opened
+        return self._is_running()
+
+    async def wait(self) -> RunRecord | None:
+        """The record of the run once it has ended; None without a run."""
+        await self._opened
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        return self._record
+
+    async def cancel(self) -> None:
+        """End the run within two seconds and keep its work; nothing to do without a run."""
+        await self._opened
+        if not self._is_running() or self._task is None:
+            return
+        await self._end("cancelled")
+        await self._stop(self._task)
+        await self._tell_index()
+
+    async def close(self) -> None:
+        """Stop working, but leave the run to whoever resumes it."""
+        await asyncio.wait({self._opened})
+        if self._task is not None:
+            await self._stop(self._task)
+
+    async def status(self) -> dict[str, Any]:
+        """RebuildStatus of the HTTP interface, but for the space's own `status` and `lag`."""
+        if self._record is None:
+            return status_of_run(await asyncio.to_thread(self._vectors.read_run), active=False)
+        record = self._now() if self._is_running() else self._record
+        return status_of_run(record.to_json(), active=record.progress.active)
+
+    # ---- from the beginning to the end of a run
+
+    async def _resume(self) -> None:
+        stored = await self._stored()
+        if stored is not None and stored.state == "running":
+            log.info("the rebuild %s of space %s goes on", stored.job.job_id, self._space_id)
+            await self._begin(stored.job, stored.started_at, stored.progress)
+
+    async def _begin(self, job: RebuildJob, started_at: float, progress: Progress) -> None:
+        """Accept the run before anything durable is listed: from here older attempts append nothing more."""
+        self._progress, self._fleet = replace(progress, active=False), Fleet()
+        self._moved_at_s = self._clock()
+        record = RunRecord(job, uuid.uuid4().hex, "running", started_at, progress=self._progress)
+        await self._accept(record)
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        """Work, report once a second, and leave a record that says how it ended."""
+        work = asyncio.create_task(self._work())
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=REPORT_S)
+                await self._save()
+            await work
+            await self._end("done")
+        except StaleRunError as error:
+            log.info("the rebuild of space %s stops here: %s", self._space_id, error.detail)
+        except CompassError as error:
+            await self._fail(error.detail)
+        except Exception as error:
+            log.exception("the rebuild of space %s", self._space_id)
+            await self._fail(f"unexpected: {type(error).__name__}: {error}")
+        finally:
+            await self._stop(work)
+        await self._tell_index()
+
+    async def _work(self) -> None:
+        await self._index.run_changed()
+        await self._fill_from_snapshot()
+        await self._catch_up()
+
+    async def _fill_from_snapshot(self) -> None:
+        """Embed what a snapshot holds; a new one when compaction has taken its parts away meanwhile."""
+        for _ in range(SNAPSHOTS):
+            snapshot = await self._collection.checkpoint()
+            try:
+                plan = await asyncio.to_thread(self._plan, snapshot)
+                await self._own(plan.newest + 1)
+                await self._fill(plan)
+            except MissingObjectError as error:
+                log.info("the snapshot at seq %d is gone, taking a new one: %s", snapshot.seq, error.detail)
+            else:
+                return
+        raise UnavailableError(f"{SNAPSHOTS} snapshots were compacted away one after the other; start again")
+
+    def _plan(self, snapshot: Any) -> Plan:
+        skip = np.fromiter(self._vectors.quarantined(), np.int64)
+        plan = read_plan(self._objects, snapshot, self._vectors.have(), skip)
+        now_s = self._clock()
+        counts = {"embedded": plan.had, "failed": plan.skipped, "blank": plan.blank}
+        self._progress = self._progress.planned(now_s, total=plan.live, **counts)
+        return plan
+
+    async def _fill(self, plan: Plan) -> None:
+        """Stream the plan through the stages into the index, which builds while later files land."""
+        assert self._record is not None
+        earlier = await asyncio.to_thread(self._vectors.files) if plan.had else []
+        backlog = Backlog(self._index.absorb, self._absorbed, [Filled(key, 0) for key in earlier])
+        try:
+            job, attempt = self._record.job, self._record.attempt
+            landing = stream(plan.descriptors, self._open_stage, job, attempt, self._actors)
+            async with contextlib.aclosing(landing):
+                async for filled in landing:
+                    self._moved()
+                    self._fleet.hear(filled.stage, filled.endpoints)
+                    await backlog.put(filled)
+            await backlog.drain()
+        finally:
+            backlog.drop()
+
+    async def _catch_up(self) -> None:
+        """Let the index follow to the frontier until the router finds nothing lacking and activates."""
+        await self._own(0)
+        while True:
+            seq = (await self._collection.info())["seq"]
+            lag = await self._index.follow(seq, FOLLOW_S)
+            await self._count()
+            if not lag and await self._activated():
+                return
+            if self._idle_s() > GIVE_UP_S:
+                reason = (await self._index.info()).get("error") or "its follower gets nowhere"
+                raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
+
+    async def _activated(self) -> bool:
+        try:
+            await self._router.activate(self._name, self._space_id)
+        except SpaceLagsError:
+            return False
+        self._progress = self._progress.activated()
+        return True
+
+    async def _count(self) -> None:
+        """Take the counts of now from those who know them."""
+        total = (await self._collection.info())["chunk_count"]
+        index = await self._index.info()
+        if index["vectors"] != self._progress.embedded:
+            self._moved()
+        self._progress = replace(self._progress, total=total, failed=index["quarantined"])
+        self._progress = self._progress.observe(self._clock(), embedded=index["vectors"])
+
+    async def _own(self, below: int) -> None:
+        """Say which vids are this run's work; the index embeds what is written beyond by itself."""
+        await self._save(owns_below=below)
+        await self._index.run_changed()
+
+    # ---- the record
+
+    def _absorbed(self, count: int) -> None:
+        self._moved()
+        embedded = self._progress.embedded + count
+        self._progress = self._progress.observe(self._clock(), embedded=embedded)
+
+    def _moved(self) -> None:
+        self._moved_at_s = self._clock()
+
+    def _idle_s(self) -> float:
+        return self._clock() - self._moved_at_s
+
+    def _now(self) -> RunRecord:
+        """The running record, with what can be said at this moment."""
+        assert self._record is not None
+        now_s, idle_s = self._clock(), self._idle_s()
+        stalled_s = round(idle_s, 1) if idle_s > STALL_S else None
+        if stalled_s is not None and self._record.stalled_s is None:
+            log.warning("the rebuild of space %s stalls: nothing landed for %.0f s", self._space_id, idle_s)
+        return replace(
+            self._record,
+            progress=self._progress,
+            docs_per_s=round(self._progress.docs_per_s(now_s), 1),
+            eta_s=self._progress.eta_s(now_s),
+            fleet=self._fleet.endpoints(),
+            stalled_s=stalled_s,
+        )
+
+    async def _accept(self, record: RunRecord) -> None:
+        """Store the record of a new attempt, whatever was stored before."""
+        async with self._writing:
+            self._record = record
+            await asyncio.to_thread(self._vectors.write_run, record.to_json())
+
+    async def _save(self, **changes: Any) -> None:
+        """Store the record of now with these changes.
+
+        Raises:
+            StaleRunError: the run has ended, or another attempt has been accepted meanwhile.
+        """
+        async with self._writing:
+            if self._record is None or self._record.state != "running":
+                raise StaleRunError(f"the run of space {self._space_id} has ended")
+            await asyncio.to_thread(check_accepted, self._vectors, self._record.attempt)
+            self._record = replace(self._now(), **changes)
+            await asyncio.to_thread(self._vectors.write_run, self._record.to_json())
+
+    async def _end(self, state: RunState, error: str | None = None) -> None:
+        eta_s = 0.0 if state == "done" else None
+        await self._save(state=state, error=error, ended_at=time.time(), docs_per_s=0.0, eta_s=eta_s, stalled_s=None)
+
+    async def _stored(self) -> RunRecord | None:
+        data = await asyncio.to_thread(self._vectors.read_run)
+        return RunRecord.from_json(data) if data else None
+
+    async def _fail(self, reason: str) -> None:
+        log.warning("the rebuild of space %s failed: %s", self._space_id, reason)
+        with contextlib.suppress(StaleRunError):
+            await self._end("failed", reason)
+            await self._router.fail(self._name, self._space_id, reason)
+
+    async def _tell_index(self) -> None:
+        """The follower takes over what an ended run left; it also finds out by itself."""
+        with contextlib.suppress(CompassError, TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._index.run_changed()
+
+    def _is_running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    async def _stop(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.wait({task}, timeout=LAST_WORD_S)

@@ -1,0 +1,90 @@
+"""The only writer of one collection, as a service: commits, reads, and housekeeping in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from compass.domain.chunk import Chunk, ChunkInput
+from compass.domain.collection import Change, CollectionState
+from compass.domain.filters import Filter
+from compass.domain.receipts import Deleted, Ingested
+from compass.errors import CompassError
+from compass.storage.collection_store import CollectionStore
+from compass.storage.parts import Snapshot
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WRITERS = 16  # writers that wait together share one commit
+
+
+class CollectionService:
+    """Awaits what `CollectionStore` does on disk, and checkpoints when that is worthwhile."""
+
+    def __init__(self, store: CollectionStore, checkpoint_s: float) -> None:
+        """Serve `store`; look every `checkpoint_s` seconds whether a checkpoint is due."""
+        self._store = store
+        self._pool = ThreadPoolExecutor(WRITERS, "commit")
+        self._task = asyncio.get_running_loop().create_task(self._keep_house(checkpoint_s))
+
+    async def state(self) -> CollectionState:
+        """The spaces, the default, the epoch."""
+        return self._store.state
+
+    async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
+        """Write chunks; durable when it returns."""
+        return await self._do(self._store.ingest, chunks)
+
+    async def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
+        """Delete by ids or by a filter."""
+        return await self._do(self._store.delete, ids, where)
+
+    async def change(self, change: Change) -> CollectionState:
+        """Change the state; the change's precondition is checked in the commit itself."""
+        return await self._do(self._store.change, change)
+
+    async def chunk(self, chunk_id: int) -> Chunk | None:
+        """One chunk, or None."""
+        return await self._do(self._store.view.get, chunk_id)
+
+    async def page(self, after: int, limit: int) -> list[Chunk]:
+        """Up to `limit` chunks whose id is greater than `after`, by id."""
+        return await self._do(self._store.view.page, after, limit)
+
+    async def info(self) -> dict[str, Any]:
+        """{chunk_count, seq}."""
+        return {"chunk_count": await self._do(self._store.view.count), "seq": self._store.seq}
+
+    async def checkpoint(self) -> Snapshot:
+        """A snapshot in files, as a rebuild reads it."""
+        return await self._do(self._store.checkpoint)
+
+    async def sweep(self) -> None:
+        """Delete the bytes of dropped spaces now."""
+        await self._do(self._store.compact)
+
+    async def close(self) -> None:
+        """Checkpoint, so that the next start is quick, and let go of the store."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await self._do(self._store.close)
+
+    async def _do(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+    async def _keep_house(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                if await self._do(self._store.due):
+                    await self._do(self._store.checkpoint)
+                    await self._do(self._store.compact)
+            except CompassError as error:
+                log.warning("housekeeping of %s: %s", self._store.state.name, error.detail)

@@ -1,0 +1,66 @@
+"""Calling a named actor as if it were here: awaits its methods, over restarts of its process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from compass.errors import CompassError, UnavailableError
+
+NAMESPACE = "compass"
+RETRY_S = 10.0  # Ray restarts a killed process in about a second
+PAUSE_S = 0.1
+
+
+class Remote:
+    """An actor's methods as coroutines. A call that a crash interrupted is sent again.
+
+    Every method of ours may be sent twice, since a write is keyed by `(file_id, chunk_index)` and a read
+    changes nothing; but for those named in `once`, whose callers ask the log what became of them.
+
+    Raises (from each call):
+        CompassError: what the method raised.
+        UnavailableError: the actor did not come back in time.
+    """
+
+    def __init__(self, find: Callable[[], ActorHandle[Any]], *, once: frozenset[str] = frozenset()) -> None:
+        """`find` gets the handle, and starts the actor where that is the caller's right."""
+        self._find, self._once = find, once
+        self._handle: ActorHandle[Any] | None = None
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        async def call(*args: Any) -> Any:
+            return await self._call(method, args)
+
+        return call
+
+    async def _call(self, method: str, args: tuple[Any, ...]) -> Any:
+        deadline = time.monotonic() + RETRY_S
+        while True:
+            try:
+                if self._handle is None:
+                    self._handle = await asyncio.to_thread(self._find)
+                return await getattr(self._handle, method).remote(*args)
+            except RayTaskError as error:
+                raise _cause(error) from None
+            except (ActorUnavailableError, RayActorError, ValueError) as error:
+                self._handle = None
+                if method in self._once or time.monotonic() > deadline:
+                    raise UnavailableError(
+                        f"a part of the service does not answer ({method}); try again", {"retry_after": 1}
+                    ) from error
+                await asyncio.sleep(PAUSE_S)
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What the method raised, without Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, CompassError) else error

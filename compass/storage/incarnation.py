@@ -1,0 +1,20 @@
+"""Which router is the newest: a number that each new one claims by creating it."""
+
+from __future__ import annotations
+
+from compass.storage.objects import Objects
+
+PREFIX = "router"
+
+
+def claim(objects: Objects) -> int:
+    """A number greater than any claimed before; 1 for the first router of a root. Durable."""
+    number = latest(objects) + 1
+    while not objects.create(f"{PREFIX}/{number:012d}", b""):
+        number += 1
+    return number
+
+
+def latest(objects: Objects) -> int:
+    """The greatest number that was claimed; 0 for none."""
+    return max((int(key.rsplit("/", 1)[1]) for key in objects.list(PREFIX)), default=0)

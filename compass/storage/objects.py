@@ -1,0 +1,220 @@
+"""Objects by key: the few operations that the store asks of a disk or an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from compass.errors import NotImplementedYetError, StorageError
+
+Bytes = bytes | bytearray | memoryview | Any  # anything with the buffer protocol
+
+Keys = list[str]  # within a class that has a method `list`, the builtin has no other name
+
+_UNFINISHED = ".unfinished"  # a folder of its own: a half-written file is never seen beside finished ones
+_ABANDONED_S = 3600.0
+_SMALL_BYTES = 64 << 10
+_TRIES = 50
+
+
+class MissingObjectError(StorageError):
+    """The object is not there: compaction has replaced it, list again."""
+
+
+class Objects(Protocol):
+    """Immutable bytes under keys like `a/b/c`. All methods block and are thread-safe.
+
+    A failed call raises OSError and says nothing of whether it took effect.
+    """
+
+    def create(self, key: str, data: Bytes) -> bool:
+        """Write an object unless it exists; False if it does. Durable when it returns."""
+
+    def write(self, key: str, data: Bytes) -> None:
+        """Write or replace an object. Durable when it returns."""
+
+    def read(self, key: str) -> pa.Buffer | None:
+        """The object's bytes, memory-mapped where it can be; None if there is none."""
+
+    def list(self, prefix: str) -> Keys:
+        """The keys under a folder, at any depth, sorted."""
+
+    def folders(self, prefix: str) -> Keys:
+        """The names of the folders directly under a folder, sorted."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; one that is not there is no error."""
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete a folder and all under it."""
+
+    def bytes_under(self, prefix: str) -> int:
+        """The bytes of all objects under a folder."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's file, None where objects are not files."""
+
+
+def open_objects(root: str | Path) -> Objects:
+    """The objects under a root: a path (local disk, NFS).
+
+    Raises:
+        NotImplementedYetError: a URL such as s3://.
+    """
+    if "://" in str(root):
+        raise NotImplementedYetError(f"{str(root)!r}: this version keeps its data in a folder, not at a URL")
+    return LocalObjects(Path(root))
+
+
+class LocalObjects:
+    """Objects as files of a local disk or NFS; file and folder are fsync'd before a write returns."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+        (self.root / _UNFINISHED).mkdir(parents=True, exist_ok=True)
+        self._forget_abandoned()
+
+    def create(self, key: str, data: Bytes) -> bool:
+        """See `Objects.create`. link() is atomic and fails when the name is taken."""
+        try:
+            self._publish(key, data, os.link)
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, key: str, data: Bytes) -> None:
+        """See `Objects.write`."""
+        self._publish(key, data, os.replace)
+
+    def read(self, key: str) -> pa.Buffer | None:
+        """See `Objects.read`. A file that is unlinked meanwhile stays readable through the buffer."""
+        path = self._path(key)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size <= _SMALL_BYTES:
+                    return pa.py_buffer(file.readall())
+            with pa.memory_map(str(path)) as mapped:
+                return mapped.read_buffer()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str) -> Keys:
+        """See `Objects.list`."""
+        start = len(str(self.root)) + 1
+        return sorted(entry.path[start:] for entry in _files(str(self._path(prefix))))
+
+    def folders(self, prefix: str) -> Keys:
+        """See `Objects.folders`."""
+        try:
+            with os.scandir(self._path(prefix)) as entries:
+                return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Objects.delete`."""
+        for key in keys:
+            self._path(key).unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """See `Objects.delete_prefix`. Repeated while a writer beside it puts files in."""
+        folder = self._path(prefix)
+        for _ in range(_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+        else:
+            raise OSError(f"{folder} could not be deleted: something keeps writing to it, or it is read-only")
+        with contextlib.suppress(FileNotFoundError):
+            _fsync_folder(folder.parent)
+
+    def bytes_under(self, prefix: str) -> int:
+        """See `Objects.bytes_under`."""
+        total = 0
+        for entry in _files(str(self._path(prefix))):
+            with contextlib.suppress(FileNotFoundError):
+                total += entry.stat().st_size
+        return total
+
+    def local_path(self, key: str) -> Path | None:
+        """See `Objects.local_path`."""
+        return self._path(key)
+
+    def _path(self, key: str) -> Path:
+        parts = PurePosixPath(key).parts
+        if key.startswith("/") or ".." in parts:
+            raise StorageError(f"{key!r} is not a key")
+        return self.root / key
+
+    def _publish(self, key: str, data: Bytes, publish: Callable[[Path, Path], None]) -> None:
+        path, unfinished = self._path(key), self.root / _UNFINISHED / uuid.uuid4().hex
+        try:
+            with open(unfinished, "xb", buffering=0) as file:
+                _write_all(file.fileno(), memoryview(data))
+                os.fsync(file.fileno())
+            self._put_in_place(unfinished, path, publish)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
+
+    def _put_in_place(self, unfinished: Path, path: Path, publish: Callable[[Path, Path], None]) -> None:
+        """A folder that a delete beside us takes away is made again; the last word is the deleter's sweep."""
+        for attempt in range(_TRIES):
+            try:
+                publish(unfinished, path)
+                _fsync_folder(path.parent)
+            except FileNotFoundError:
+                if attempt == _TRIES - 1 or not unfinished.exists():
+                    raise
+                self._make_folder(path.parent)
+            else:
+                return
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir() and folder != self.root:
+            self._make_folder(folder.parent)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                folder.mkdir()
+                _fsync_folder(folder.parent)
+
+    def _forget_abandoned(self) -> None:
+        """Half-written files of killed processes; an hour old, so that nobody is at them any more."""
+        for entry in _files(str(self.root / _UNFINISHED)):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime > _ABANDONED_S:
+                    os.unlink(entry.path)
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(entry.path)
+        else:
+            yield entry
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    rest = data.cast("B") if data.nbytes else data
+    while rest.nbytes:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,162 @@
+"""A root: all collections of a service, and the pointers from their names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import threading
+import time
+import uuid as uuids
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compass.domain.collection import CollectionState
+from compass.domain.space import Space
+from compass.errors import CollectionExistsError, NotFoundError, TakenOverError, UnavailableError
+from compass.storage.collection_store import CollectionStore
+from compass.storage.locks import FileLock
+from compass.storage.log import Log, Record, new_nonce
+from compass.storage.objects import LocalObjects, Objects
+from compass.storage.vectors import SpaceVectors
+from compass.storage.view import View
+
+_log = logging.getLogger(__name__)
+
+_UUID = re.compile(r"[0-9a-f]{32}")
+_LOCK = "compass.lock"
+
+
+class Root:
+    """Creates, finds and deletes collections. One process at a time may change a root: see `lock`."""
+
+    def __init__(self, objects: Objects, cache: Path) -> None:
+        self.objects, self.cache = objects, Path(cache)
+        self._changing = threading.Lock()
+
+    def lock(self) -> FileLock:
+        """Hold the root until the lock is closed or the process ends. Only a local root can be held.
+
+        Raises:
+            TakenOverError: another process holds it; the message says which.
+        """
+        folder = self.objects.root if isinstance(self.objects, LocalObjects) else self.cache
+        lock = FileLock(folder / _LOCK)
+        if not lock.acquire():
+            holder = lock.holder()
+            raise TakenOverError(
+                f"process {holder.get('pid')} on {holder.get('host')} serves {folder} already", holder
+            )
+        lock.sign()
+        return lock
+
+    def collections(self) -> dict[str, str]:
+        """The uuid of each collection, by name."""
+        names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in self.objects.list("names"))
+        found = {name: self._uuid(name) for name in names}
+        return {name: uuid for name, uuid in found.items() if uuid is not None and not self._dropped(uuid)}
+
+    def create(
+        self, name: str, spaces: Sequence[Space], default: str, config: Mapping[str, Any] | None = None
+    ) -> CollectionState:
+        """Create a collection with these spaces; `default` is a space id. Durable when it returns.
+
+        Its first commit is written before its name, so a name always leads to a collection.
+
+        Raises:
+            CollectionExistsError: the name is taken.
+        """
+        with self._changing:
+            self._finish_delete(name)
+            if self._uuid(name) is not None:
+                raise _exists(name)
+            uuid = uuids.uuid4().hex
+            by_id = {space.id: space for space in spaces}
+            state = CollectionState(uuid, name, time.time(), by_id, default, config=dict(config or {}))
+            state.by_id(default)
+            Log(self.objects, uuid).create(1, Record(prev="", nonce=new_nonce(), next=1, state=state.to_json()))
+            if (
+                not self.objects.create(_name_key(name), json.dumps({"uuid": uuid}).encode())
+                and self._uuid(name) != uuid
+            ):
+                self.objects.delete_prefix(uuid)
+                raise _exists(name)
+            return state
+
+    def delete(self, name: str) -> None:
+        """Delete a collection; its bytes are gone when this returns.
+
+        The tombstone comes first: from then on a crash, or a late write, is seen to by `sweep`.
+
+        Raises:
+            NotFoundError: there is none of this name.
+        """
+        with self._changing:
+            uuid = self._uuid(name)
+            if uuid is None or self._dropped(uuid):
+                raise NotFoundError(f"there is no collection {name!r}", {"collection": name})
+            self.objects.write(_tombstone_key(uuid), json.dumps({"name": name, "at": time.time()}).encode())
+            self._finish_delete(name)
+
+    def open(self, uuid: str, **options: Any) -> CollectionStore:
+        """Open a collection for writing, which takes it over. Options and errors: `CollectionStore`."""
+        return CollectionStore(self.objects, uuid, self.cache, **options)
+
+    def view(self, uuid: str) -> View:
+        """This node's view of a collection."""
+        return View(self.objects, uuid, self.cache)
+
+    def space_vectors(self, uuid: str, space_id: str, dims: int) -> SpaceVectors:
+        """The vectors of a space."""
+        return SpaceVectors(self.objects, uuid, space_id, dims)
+
+    def sweep(self) -> None:
+        """Finish interrupted deletes, and delete what late writers left of deleted collections.
+
+        A folder that no name and no tombstone knows is reported, never deleted.
+        """
+        with self._changing:
+            for key in self.objects.list("names"):
+                self._finish_delete(key.rsplit("/", 1)[1].removesuffix(".json"))
+            dropped = {key.rsplit("/", 1)[1].removesuffix(".json") for key in self.objects.list("tombstones")}
+            for uuid in dropped:
+                self._erase(uuid)
+            known = {self._uuid(key.rsplit("/", 1)[1].removesuffix(".json")) for key in self.objects.list("names")}
+            for folder in self.objects.folders(""):
+                if _UUID.fullmatch(folder) and folder not in known:
+                    _log.warning("the folder %s belongs to no collection; it is left alone", folder)
+
+    def _uuid(self, name: str) -> str | None:
+        found = self.objects.read(_name_key(name))
+        return None if found is None else str(json.loads(found.to_pybytes())["uuid"])
+
+    def _dropped(self, uuid: str) -> bool:
+        return self.objects.read(_tombstone_key(uuid)) is not None
+
+    def _finish_delete(self, name: str) -> None:
+        """Remove a name that leads to a tombstone, and what is behind it."""
+        uuid = self._uuid(name)
+        if uuid is not None and self._dropped(uuid):
+            self.objects.delete([_name_key(name)])
+            self._erase(uuid)
+
+    def _erase(self, uuid: str) -> None:
+        try:
+            self.objects.delete_prefix(uuid)
+        except OSError as error:
+            raise UnavailableError(f"collection {uuid} is not deleted entirely: {error}") from error
+        shutil.rmtree(self.cache / uuid, ignore_errors=True)
+
+
+def _exists(name: str) -> CollectionExistsError:
+    return CollectionExistsError(f"there is a collection {name!r} already", {"collection": name})
+
+
+def _name_key(name: str) -> str:
+    return f"names/{name}.json"
+
+
+def _tombstone_key(uuid: str) -> str:
+    return f"tombstones/{uuid}.json"

@@ -1,0 +1,143 @@
+"""What integration and fault tests share: a real service, real embed servers, real HTTP between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from compass.embed_server import served
+
+LEASE_S = 3.0  # short, so that a dead gateway does not make a test wait half a minute
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceProcess:
+    """`compass serve` as a user runs it, on a folder of its own."""
+
+    def __init__(self, data: Path, log: Path, **settings: str) -> None:
+        self.data, self.log, self.settings = data, log, settings
+        self.port, self.serve_port = free_port(), free_port()
+        self.url, self.serve_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.serve_port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, wait_s: float = 120) -> ServiceProcess:
+        """Start it and wait until it is ready."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("COMPASS_") or "EMBED_KEY" in k}
+        env |= {f"COMPASS_{k.upper()}": v for k, v in self.settings.items()}
+        env |= {"COMPASS_LEASE_S": self.settings.get("lease_s", str(LEASE_S)), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "compass.cli.main", "serve", "--data", str(self.data)]
+        command += ["--port", str(self.port), "--serve-port", str(self.serve_port)]
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + wait_s
+        while "is ready" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the service did not start:\n{self.log.read_text()}")
+            time.sleep(0.1)
+        return self
+
+    def stop(self, number: int = signal.SIGTERM, wait_s: float = 60) -> int:
+        """Ask it to end, as Ctrl-C or a service manager would; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(wait_s)
+        self.log.write_text("")
+        return code
+
+    def actor_processes(self, title: str) -> list[psutil.Process]:
+        """The service's Ray workers whose title begins with `ray::<title>`."""
+        assert self.process is not None
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if " ".join(child.cmdline()).startswith(f"ray::{title}"):
+                    found.append(child)
+        return found
+
+    def kill(self, title: str) -> int:
+        """kill -9 every worker of that title; how many there were."""
+        found = self.actor_processes(title)
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return len(found)
+
+    def client(self, **options: Any) -> httpx.Client:
+        """An HTTP client of its own door."""
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+
+@pytest.fixture(scope="session")
+def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Make services that end by themselves: `with new_service(**settings) as service`."""
+
+    @contextlib.contextmanager
+    def make(**settings: str) -> Iterator[ServiceProcess]:
+        folder = tmp_path_factory.mktemp("service")
+        service = ServiceProcess(folder / "data", folder / "serve.log", **settings).start()
+        try:
+            yield service
+        finally:
+            if service.process is not None and service.process.poll() is None:
+                service.stop()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def service(new_service: Callable[..., Any]) -> Iterator[ServiceProcess]:
+    """One service that the tests of a session share; each makes collections of its own names."""
+    with new_service() as running:
+        yield running
+
+
+@pytest.fixture
+def http(service: ServiceProcess) -> Iterator[httpx.Client]:
+    """A client of the shared service."""
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def embed_servers() -> Iterator[tuple[Any, Any]]:
+    """Two embed servers with different models and dims, on real sockets."""
+    with served("words-a", 96) as first, served("words-b", 128) as second:
+        yield first, second
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A collection name of this test's own."""
+    return "t" + "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50] + "-" + os.urandom(3).hex()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """Poll a condition with a deadline; its first true value."""
+
+    def wait(condition: Callable[[], Any], wait_s: float = 30, what: str = "the condition") -> Any:
+        deadline = time.monotonic() + wait_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"{what} did not come true within {wait_s:g} s"
+            time.sleep(0.1)
+        return value
+
+    return wait

@@ -1,0 +1,293 @@
+"""A run ends with an active space, or says why not; nothing that is durable is embedded again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compass.domain.chunk import ChunkInput
+from compass.errors import EndpointAnswerError, EndpointUnavailableError, RebuildRunningError
+from compass.rebuild.plan import PIECE_ROWS
+from compass.storage.parts import PartRef, Snapshot
+
+
+def texts(count: int, word: str = "text") -> list[str]:
+    return [f"{word} number {i}" for i in range(count)]
+
+
+async def test_ends_with_an_active_space(world: Any, job: Any) -> None:
+    """Every live chunk with a text has its vector, each text was sent once, and the progress is 1.0."""
+    world.ingest([*texts(5_000), "", " "])
+    run = world.new_run()
+    await run.start(job())
+    record = await run.wait()
+    assert (record.state, world.status()) == ("done", "active")
+    assert set(world.embedder.sent.values()) == {1}
+    assert len(world.embedder.sent) == 5_000
+    assert world.vectors.have().tolist() == world.embeddable()
+    status = await run.status()
+    assert (status["progress"], status["percent"], status["embedded"], status["total"]) == (1.0, 100, 5_000, 5_002)
+    assert status["run"]["state"] == "done"
+    assert status["run"]["ended_at"] >= status["run"]["started_at"]
+    assert world.index.held == set(world.embeddable())
+
+
+async def test_an_empty_collection_is_done_at_once(world: Any, job: Any) -> None:
+    """A space of no chunks turns active without a request."""
+    run = world.new_run()
+    await run.start(job())
+    assert (await run.wait()).state == "done"
+    assert world.status() == "active"
+    assert not world.embedder.sent
+
+
+async def test_resumes_after_a_crash_and_embeds_nothing_durable_twice(world: Any, job: Any) -> None:
+    """A new process finds the running record, goes on with a new attempt, and only embeds what is missing."""
+    world.ingest(texts(3 * PIECE_ROWS))
+    world.embedder.before = stop_after(world, 2)
+    run = world.new_run()
+    await run.start(job())
+    first = world.vectors.read_run()
+    await until(lambda: len(world.vectors.files()) == 2)
+    await run.close()
+    durable = world.vectors.have()
+    assert len(durable) == 2 * PIECE_ROWS
+    assert world.vectors.read_run()["state"] == "running"
+
+    world.embedder.open_gate.set()
+    world.embedder.before = lambda texts: None
+    sent_before = world.embedder.sent.copy()
+    world.index.held.clear()
+    resumed = world.new_run()
+    assert await resumed.running()
+    record = await resumed.wait()
+    assert record.state == "done"
+    assert record.attempt != first["attempt"]
+    assert (record.job.job_id, record.started_at) == ("job-1", first["started_at"])
+    sent_again = world.embedder.sent - sent_before
+    already = set(world.store.view.texts(durable).values())
+    assert not already & set(sent_again)
+    assert sum(sent_again.values()) == PIECE_ROWS
+    assert world.index.held == set(world.embeddable())
+
+
+async def test_progress_never_falls_over_a_crash(world: Any, job: Any) -> None:
+    """The mark that was stored is the least that a resumed run shows."""
+    world.ingest(texts(2 * PIECE_ROWS))
+    world.embedder.before = stop_after(world, 1)
+    run = world.new_run()
+    await run.start(job())
+    await until(lambda: world.vectors.read_run()["progress"]["mark"] == 0.5)
+    await run.close()
+    world.store.delete([c.id for c in world.store.view.page(0, 1_000)], None)
+    resumed = world.new_run()
+    assert await resumed.running()
+    assert (await resumed.status())["progress"] >= 0.5
+
+
+async def test_a_failure_says_why_and_stores_nothing_wrong(world: Any, job: Any, error_once: Any) -> None:
+    """What the endpoint did is the run's error and the space's; the next run goes on and succeeds."""
+    world.ingest(texts(10))
+    world.embedder.before = error_once(EndpointAnswerError("http://embed sent 3 rows for 10 texts"))
+    run = world.new_run()
+    await run.start(job())
+    record = await run.wait()
+    assert record.state == "failed"
+    assert record.error == "http://embed sent 3 rows for 10 texts"
+    assert world.vectors.files() == []
+    assert world.status() == "failed"
+    assert world.store.state.by_id("new-1").error == record.error
+    status = await run.status()
+    assert status["error"] == record.error
+    assert status["progress"] < 1.0
+    await run.start(job("job-2"))
+    assert (await run.wait()).state == "done"
+    assert "error" not in await run.status()
+    assert world.status() == "active"
+
+
+async def test_a_failure_of_our_own_ends_the_run_too(world: Any, job: Any) -> None:
+    """An error that nobody foresaw makes the run failed; it never stays running for ever."""
+
+    def broken(texts: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    world.ingest(texts(1))
+    world.embedder.before = broken
+    run = world.new_run()
+    await run.start(job())
+    record = await run.wait()
+    assert record.state == "failed"
+    assert "ZeroDivisionError" in record.error
+
+
+async def test_an_active_space_survives_a_failed_run(world: Any, job: Any, error_once: Any) -> None:
+    """A run of a space that was active before fails alone: the space stays active."""
+    run = world.new_run()
+    await run.start(job())
+    await run.wait()
+    world.ingest(texts(3))
+    world.embedder.before = error_once(EndpointUnavailableError("down"))
+    await run.start(job("job-2"))
+    assert (await run.wait()).state == "failed"
+    assert world.status() == "active"
+
+
+async def test_cancel_keeps_the_work_and_is_quick(world: Any, job: Any) -> None:
+    """A cancelled run ends within two seconds, though its endpoint hangs; a later run embeds the rest only."""
+    world.ingest(texts(3 * PIECE_ROWS))
+    world.embedder.before = stop_after(world, 1)
+    run = world.new_run()
+    await run.start(job())
+    await until(lambda: len(world.vectors.files()) == 1)
+    started = time.monotonic()
+    await run.cancel()
+    assert time.monotonic() - started < 2
+    assert not await run.running()
+    assert (await run.status())["run"]["state"] == "cancelled"
+    assert world.vectors.read_run()["state"] == "cancelled"
+    assert world.status() == "building"
+    world.embedder.open_gate.set()
+    world.embedder.before = lambda texts: None
+    world.embedder.sent.clear()
+    await run.start(job("job-2"))
+    assert (await run.wait()).state == "done"
+    assert sum(world.embedder.sent.values()) == 2 * PIECE_ROWS
+
+
+async def test_a_second_job_is_refused_and_the_same_one_is_not(world: Any, job: Any) -> None:
+    """While a run goes on another job is a conflict; the same order, sent twice, is one run."""
+    world.ingest(texts(1))
+    world.embedder.open_gate.clear()
+    run = world.new_run()
+    await run.start(job())
+    attempt = world.vectors.read_run()["attempt"]
+    with pytest.raises(RebuildRunningError):
+        await run.start(job("job-2"))
+    await run.start(job())
+    assert world.vectors.read_run()["attempt"] == attempt
+    world.embedder.open_gate.set()
+    assert (await run.wait()).state == "done"
+    await run.start(job())
+    assert world.vectors.read_run()["attempt"] == attempt
+
+
+async def test_a_replaced_run_leaves_the_record_of_its_successor(world: Any, job: Any) -> None:
+    """A process that was cut off, and finds another attempt accepted, writes neither vectors nor the record."""
+    world.ingest(texts(10))
+    world.embedder.open_gate.clear()
+    run = world.new_run()
+    await run.start(job())
+    await world.embedder.waiting.wait()
+    successor = {**world.vectors.read_run(), "attempt": "successor"}
+    world.vectors.write_run(successor)
+    await asyncio.wait_for(run.wait(), 5)
+    world.embedder.open_gate.set()
+    await asyncio.sleep(0.05)
+    assert world.vectors.read_run() == successor
+    assert world.vectors.files() == []
+    assert world.status() == "building"
+
+
+async def test_writes_during_the_run_are_in_the_space(world: Any, job: Any) -> None:
+    """What is written, changed and deleted meanwhile is right when the space turns active, each text sent once."""
+    world.ingest(texts(2 * PIECE_ROWS))
+    world.embedder.open_gate.clear()
+    run = world.new_run()
+    await run.start(job())
+    await world.embedder.waiting.wait()
+    bound = world.index.run["owns_below"]
+    world.ingest(texts(50, "meanwhile"), "g")
+    world.store.ingest([ChunkInput("f", 7, "changed")])
+    world.store.delete([world.store.view.page(0, 1)[0].id], None)
+    assert bound <= min(set(world.embeddable()) - set(range(bound)))
+    world.router.before_activation.append(lambda: world.ingest(texts(5, "at the last moment"), "h"))
+    world.embedder.open_gate.set()
+    assert (await run.wait()).state == "done"
+    assert world.status() == "active"
+    assert world.index.missing() == []
+    assert set(world.embeddable()) <= set(world.vectors.have().tolist())
+    assert set(world.embedder.sent.values()) == {1}
+    assert len(world.embedder.sent) == 2 * PIECE_ROWS + 50 + 1 + 5
+
+
+async def test_the_follower_leaves_the_bulk_to_the_run(world: Any, job: Any) -> None:
+    """From the first record on the run owns every vid, then those of its snapshot, at the end none."""
+    world.ingest(texts(10))
+    world.embedder.open_gate.clear()
+    bounds: list[int] = []
+    write = world.vectors.write_run
+    world.vectors.write_run = lambda record: (bounds.append(record["owns_below"]), write(record))
+    run = world.new_run()
+    await run.start(job())
+    await world.embedder.waiting.wait()
+    newest = world.embeddable()[-1]
+    assert bounds[:2] == [2**63 - 1, newest + 1]
+    assert world.index.run["owns_below"] == newest + 1
+    world.embedder.open_gate.set()
+    await run.wait()
+    assert bounds[-1] == 0
+
+
+async def test_a_compacted_snapshot_is_replaced(world: Any, job: Any) -> None:
+    """When compaction has taken a part away the run takes a new snapshot and goes on."""
+    world.ingest(texts(20))
+    sound = world.store.checkpoint()
+    world.collection.snapshots = [Snapshot(sound.uuid, sound.seq, (PartRef(f"{sound.uuid}/parts/gone", None, 20),))]
+    run = world.new_run()
+    await run.start(job())
+    assert (await run.wait()).state == "done"
+    assert world.collection.checkpoints == 2
+    assert world.vectors.have().tolist() == world.embeddable()
+
+
+async def test_quarantined_texts_are_not_sent_again(world: Any, job: Any) -> None:
+    """A text that is quarantined counts as failed, and the run is done without it."""
+    world.ingest(texts(4))
+    poison = world.embeddable()[1]
+    world.vectors.quarantine({poison: "too long"})
+    run = world.new_run()
+    await run.start(job())
+    record = await run.wait()
+    assert (record.state, record.progress.failed) == ("done", 1)
+    assert world.store.view.texts(np.array([poison]))[poison] not in world.embedder.sent
+
+
+async def test_a_stall_is_said(world: Any, job: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """When nothing lands for long the log and the status say so."""
+    monkeypatch.setattr("compass.rebuild.run.STALL_S", 0.05)
+    monkeypatch.setattr("compass.rebuild.run.REPORT_S", 0.02)
+    world.ingest(texts(1))
+    world.embedder.open_gate.clear()
+    run = world.new_run()
+    await run.start(job())
+    await until(lambda: world.vectors.read_run()["stalled_s"])
+    assert (await run.status())["run"]["stalled_s"] > 0
+    assert "stalls" in caplog.text
+    world.embedder.open_gate.set()
+    await run.wait()
+    assert "stalled_s" not in (await run.status())["run"]
+
+
+def stop_after(world: Any, batches: int) -> Any:
+    """Let so many batches through; the endpoint hangs at the next."""
+    left = [batches]
+
+    def count(texts: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            world.embedder.open_gate.clear()
+
+    return count
+
+
+async def until(condition: Any, wait_s: float = 10.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
