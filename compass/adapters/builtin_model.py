@@ -33,7 +33,7 @@ from compass.domain.names import check_dims
 from compass.errors import EndpointRefusedError
 
 WORD_WEIGHT = 64
-GRAMS_WEIGHT = 40  # of all n-grams of a word together (root of the sum of squares)
+GRAMS_WEIGHT = 64  # of all n-grams of a word together (root of the sum of squares)
 STOP_WORD_SHARE = 8  # a stop word weighs an eighth
 TF_SCALE = 16  # a power of two: tf weights are sixteenths, so products and sums of weights stay exact
 GRAM_SIZES = (3, 4, 5)

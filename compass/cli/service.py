@@ -22,11 +22,14 @@ from compass.settings import Settings
 from compass.storage.objects import open_objects
 from compass.storage.root import Root
 
+log = logging.getLogger(__name__)
+
 Say = Callable[[str], None]
 
 PID_FILE = "serve.pid"
 READY_S = 90.0
-STOP_S = 60.0
+STOP_S = 30.0
+KILL_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         )
     finally:
         say("stopping: finishing requests, saving …")
-        _stop(ray, serve, APP)
+        _stop(ray, serve, APP, say)
         pid_file.unlink(missing_ok=True)
         say("stopped")
 
@@ -107,25 +110,52 @@ def stop(data: Path, say: Say) -> None:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise UnavailableError(f"no `compass serve` runs on {data}") from error
     say(f"stopping process {pid} …")
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + STOP_S + 2 * KILL_S
     while time.monotonic() < deadline:
         if not _alive(pid):
             say("stopped")
             return
         time.sleep(0.1)
-    raise UnavailableError(f"process {pid} has not ended after {STOP_S:g} s")
+    raise UnavailableError(f"process {pid} has not ended in time")
 
 
-def _stop(ray: Any, serve: Any, app: str) -> None:
-    try:
+def _stop(ray: Any, serve: Any, app: str, say: Say) -> None:
+    """Save and end everything, politely while the cluster answers.
+
+    A signal to the whole process group ends Ray's own processes with it. Then nobody is left to ask, nothing
+    that was acknowledged is lost, and only what remains is cleared away.
+    """
+
+    def politely() -> None:
         serve.delete(app)
-        router = ray.get_actor("router", namespace="compass")
+        try:
+            router = ray.get_actor("router", namespace="compass")
+        except ValueError:
+            return  # it never came up, so there is nothing to save
         ray.get(router.close.remote(), timeout=STOP_S)
-    except ValueError:
-        pass  # the router never came up, so there is nothing to save
-    finally:
         serve.shutdown()
-        ray.shutdown()
+
+    if not _within(STOP_S, politely):
+        say("Ray does not answer any more; what was acknowledged is on disk")
+    _within(KILL_S, ray.shutdown)
+
+
+def _within(seconds: float, work: Callable[[], None]) -> bool:
+    """Whether the work ended in time and without an error; it is left behind otherwise."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - told below, and the stop goes on
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        log.warning("stopping: %s", errors[0])
+    return not thread.is_alive() and not errors
 
 
 def _check_free(settings: Settings) -> None:

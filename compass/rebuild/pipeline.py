@@ -22,6 +22,7 @@ from compass.rebuild.stage import EmbedStage, Filled, OpenStage
 INLINE_ROWS = 8_000  # up to here Ray Data's start costs more than its actors save
 AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
 STAGE_CPUS = 0.25  # what an actor reserves: it waits for an endpoint most of the time
+CLOSE_S = 1.0
 STAGE_NICENESS = 5  # queries go first on a busy machine
 
 T = TypeVar("T")
@@ -106,6 +107,7 @@ def _through_ray_data(
     import ray  # here, not above: a small job and a unit test never need it
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
+    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # a thread of its own blocks no event loop
     size = max(1, min(actors, len(descriptors)))
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -152,6 +154,11 @@ class RemoteStage:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Fill a batch of pickled descriptors: a pickled `Filled`, or the CompassError, for each."""
         return {"result": [pickle.dumps(self._fill(pickle.loads(d))) for d in batch["descriptor"]]}
+
+    def __del__(self) -> None:
+        """Close the stage; Ray Data deletes a stage before it ends the process."""
+        asyncio.run_coroutine_threadsafe(self._stage.close(), self._loop).result(CLOSE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _fill(self, descriptor: Descriptor) -> Filled | CompassError:
         try:

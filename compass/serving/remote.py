@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from compass.errors import CompassError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "compass"
 RETRY_S = 10.0  # Ray restarts a killed process in about a second
@@ -54,6 +57,7 @@ class Remote:
             except (ActorUnavailableError, RayActorError, ValueError) as error:
                 self._handle = None
                 if method in self._once or time.monotonic() > deadline:
+                    log.warning("%s: %s", method, error)
                     raise UnavailableError(
                         f"a part of the service does not answer ({method}); try again", {"retry_after": 1}
                     ) from error

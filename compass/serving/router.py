@@ -186,7 +186,6 @@ class RouterService:
             route = self._route(collection)
             space = _new_space(name, config, "building", False)
             await self._transition(route, AddSpace(space), {name})
-            self._cluster.index(route.uuid, space)
 
     async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
         """Change fields of a space's config."""
@@ -373,7 +372,6 @@ class RouterService:
         change = RestartSpace(target.id, fresh)
         await self._transition(route, change, {target.name}, removed=frozenset({target.id}))
         await self._remove(route, target)
-        self._cluster.index(route.uuid, fresh)
         return fresh
 
     async def _end_rebuild(self, space: Space) -> None:
@@ -417,7 +415,7 @@ class RouterService:
 
     async def _start(self, state: CollectionState) -> None:
         """Start the actors of a collection, its interrupted rebuilds too."""
-        self._cluster.collection(state.uuid)
+        await self._cluster.collection(state.uuid).state()  # an actor starts when it is first asked
         await self._configure(state, frozenset())
         for space in state.spaces.values():
             record = await asyncio.to_thread(

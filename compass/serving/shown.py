@@ -12,7 +12,7 @@ from compass.adapters.endpoint_url import shown as without_secrets
 from compass.domain.chunk import Chunk
 from compass.domain.routing import CollectionRoute
 from compass.domain.search import Hit
-from compass.domain.space import Space
+from compass.domain.space import BUILTIN, Space
 from compass.serving.http import schemas
 
 ALMOST = 0.9999  # the most that a space which is not active may claim
@@ -44,7 +44,7 @@ def space_info(space: Space, known: Mapping[str, Any]) -> schemas.SpaceInfo:
         "dims": space.config.dims,
         "model": space.config.model,
         "status": space.status,
-        "embed_endpoint": None if endpoint is None else without_secrets(endpoint),
+        "embed_endpoint": endpoint if endpoint in (None, BUILTIN) else without_secrets(endpoint),
         "created_at": _iso(space.created_at),
         "error": known.get("error") or space.error,
     }

@@ -22,7 +22,7 @@ Keys = list[str]  # within a class that has a method `list`, the builtin has no 
 _UNFINISHED = ".unfinished"  # a folder of its own: a half-written file is never seen beside finished ones
 _ABANDONED_S = 3600.0
 _SMALL_BYTES = 64 << 10
-_TRIES = 50
+_TRIES = 1000
 
 
 class MissingObjectError(StorageError):
@@ -167,23 +167,27 @@ class LocalObjects:
 
     def _put_in_place(self, unfinished: Path, path: Path, publish: Callable[[Path, Path], None]) -> None:
         """A folder that a delete beside us takes away is made again; the last word is the deleter's sweep."""
+        changed = {path.parent}
         for attempt in range(_TRIES):
             try:
                 publish(unfinished, path)
-                _fsync_folder(path.parent)
+                break
             except FileNotFoundError:
-                if attempt == _TRIES - 1 or not unfinished.exists():
+                if attempt == _TRIES - 1:
                     raise
-                self._make_folder(path.parent)
-            else:
-                return
+                changed |= self._make_folder(path.parent)
+        for folder in sorted(changed, key=lambda folder: -len(folder.parts)):
+            with contextlib.suppress(FileNotFoundError):  # written, and deleted since
+                _fsync_folder(folder)
 
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir() and folder != self.root:
-            self._make_folder(folder.parent)
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                folder.mkdir()
-                _fsync_folder(folder.parent)
+    def _make_folder(self, folder: Path) -> set[Path]:
+        """Make a folder and those above it; the folders that have a new entry, not synced yet."""
+        if folder == self.root or folder.is_dir():
+            return set()
+        changed = self._make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            folder.mkdir()
+        return changed | {folder.parent}
 
     def _forget_abandoned(self) -> None:
         """Half-written files of killed processes; an hour old, so that nobody is at them any more."""

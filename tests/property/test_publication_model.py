@@ -201,9 +201,7 @@ class World(RuleBasedStateMachine):
 
     def send_poll(self, gateway: int, router: Router) -> None:
         g = self.gateways[gateway]
-        self.polls.append(
-            PollMessage(router.incarnation, gateway, g.life, self.now + g.skew, g.holding.ack())
-        )
+        self.polls.append(PollMessage(router.incarnation, gateway, g.life, self.now + g.skew, g.holding.ack()))
 
     def poll_arrives(self, message: PollMessage) -> None:
         router = self.routers.get(message.router)

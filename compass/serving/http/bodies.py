@@ -56,6 +56,13 @@ def _as_json(value: Any) -> Any:
 
 
 def _why(kind: type[schemas.Request], body: bytes, error: Exception) -> InvalidRequestError:
+    """Decoding stops at the first flaw: what comes after it may be no JSON, or have flaws of its own."""
+    try:
+        msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        pass  # a number out of range
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
+        return problems.of_decoding(malformed)
     if kind is schemas.IngestRequest and isinstance(error, msgspec.ValidationError):
         flaws = _flaws_of_chunks(body)
         if flaws:
@@ -64,7 +71,7 @@ def _why(kind: type[schemas.Request], body: bytes, error: Exception) -> InvalidR
 
 
 def _flaws_of_chunks(body: bytes) -> list[dict[str, Any]]:
-    """Decoding stops at the first flaw; here each chunk is decoded by itself."""
+    """Each chunk decoded by itself."""
     try:
         chunks = _CHUNKS.decode(body).chunks
     except msgspec.DecodeError:

@@ -67,7 +67,7 @@ def flaw(error: msgspec.ValidationError, *, index: int | None = None) -> dict[st
     named = _NAMED.fullmatch(detail)
     if named:
         path = f"{path}.{named['name']}".removeprefix(".")
-        detail = "is not a field of this request" if "unknown" in detail[:20] else "is missing"
+        detail = "is missing" if detail.startswith("Object missing") else "is not a field of this request"
     found = _INDEX.match(path)
     if found:
         index, path = int(found[1]), path[found.end() :].removeprefix(".")

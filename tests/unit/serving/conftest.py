@@ -151,7 +151,9 @@ class FakeIndex:
             if vector is None and self.space.config.embed_endpoint and has_text(chunk.text):
                 vector = (await FakeEmbedder(self.space.config.dims).embed([chunk.text]))[0]
             if vector is not None and query.where.matches(chunk):
-                found.append(Hit(chunk, max(0.0, float(vector @ query.vector)), vector if query.include_vectors else None))
+                found.append(
+                    Hit(chunk, max(0.0, float(vector @ query.vector)), vector if query.include_vectors else None)
+                )
         return sorted(found, key=lambda hit: -hit.score)[: query.top_k]
 
 

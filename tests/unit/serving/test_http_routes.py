@@ -341,7 +341,14 @@ async def test_what_a_later_version_brings_is_501(http: Any, docs: Any) -> None:
 async def test_defaults_of_later_fields_may_be_said(http: Any, docs: Any) -> None:
     """A client that spells out the defaults is not refused for it."""
     weights = {"rrf_k": 60, "fts_weight": 1, "semantic_weight": 1}
-    body = {"query": "x", "mode": "semantic", "boosts": [], "explain": False, "score_weights": weights, "recency": None}
+    body = {
+        "query": "x",
+        "mode": "semantic",
+        "boosts": [],
+        "explain": False,
+        "score_weights": weights,
+        "recency": None,
+    }
     assert (await http.post("/collections/docs/search", json=body)).status_code == 200
 
 

@@ -91,7 +91,7 @@ def test_file_and_folder_are_synced_before_the_answer(
     monkeypatch.setattr(module.os, "link", spy("name", os.link, lambda _, to: to.name))
     monkeypatch.setattr(module.os, "replace", spy("name", os.replace, lambda _, to: to.name))
     getattr(objects, operation)("new/sub/key", b"x")
-    assert did == ["sync bytes", f"sync {objects.root.name}", "sync new", "name key", "sync sub"]
+    assert did == ["sync bytes", "name key", "sync sub", "sync new", f"sync {objects.root.name}"]
 
 
 def test_half_written_files_of_the_dead_go(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""`python -m compass.rebuild` starts or joins, shows progress, and its exit code says how the run ended."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from compass import client as client_module
+from compass.cli.rebuild_job import AWAY_S, main, watch
+from compass.errors import DefaultSpaceError, RebuildRunningError, UnavailableError
+
+ARGS = ["--collection", "docs", "--space", "new"]
+
+
+def status(state: str, percent: float = 50.0, **more: Any) -> dict[str, Any]:
+    return {
+        "progress": percent / 100,
+        "percent": percent,
+        "embedded": 1_500,
+        "total": 3_000,
+        "failed": 0,
+        "docs_per_s": 250.0,
+        "eta_s": 6.0,
+        "run": {"state": state, "job_id": "j", "started_at": 1.0},
+        **more,
+    }
+
+
+class ScriptedClient:
+    """Answers what a test has prepared, and keeps what it was asked."""
+
+    def __init__(self, *answers: Any, start_error: Exception | None = None) -> None:
+        self.answers, self.start_error = list(answers), start_error
+        self.started: list[dict[str, Any]] = []
+
+    def rebuild(self, collection: str, space: str, **fields: Any) -> dict[str, Any]:
+        self.started.append({"collection": collection, "space": space, **fields})
+        if self.start_error:
+            raise self.start_error
+        return {"status": "building", "job_id": "j"}
+
+    def rebuild_status(self, collection: str, space: str) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compass.cli.rebuild_job.POLL_S", 0.001)
+    monkeypatch.setattr("compass.cli.rebuild_job.signal.signal", lambda *_: None)
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, client: ScriptedClient, *arguments: str) -> Any:
+    monkeypatch.setattr(client_module, "connect", lambda: client)
+    return CliRunner().invoke(main, [*ARGS, *arguments])
+
+
+def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is done exits 0; its order holds what was said and nothing else."""
+    client = ScriptedClient(status("running"), status("done", 100.0))
+    arguments = ["--embed-endpoint", "http://a", "--embed-endpoint", "http://b", "--batch-size", "8"]
+    done = invoke(monkeypatch, client, *arguments)
+    assert done.exit_code == 0, done.output
+    assert client.started == [
+        {"collection": "docs", "space": "new", "embed_endpoint": ["http://a", "http://b"], "batch_size": 8}
+    ]
+    assert "50.00 %  1,500 of 3,000 chunks  250/s  6 s to go" in done.output
+    assert "100.00 %" in done.output
+
+
+def test_joins_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rebuild that somebody else has started is watched, not refused."""
+    client = ScriptedClient(status("done", 100.0), start_error=RebuildRunningError("running"))
+    done = invoke(monkeypatch, client)
+    assert done.exit_code == 0
+    assert "joining" in done.output
+
+
+def test_a_restart_joins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked to empty the space must not be told that another run did it."""
+    client = ScriptedClient(status("done"), start_error=RebuildRunningError("a rebuild is running"))
+    done = invoke(monkeypatch, client, "--restart")
+    assert done.exit_code == 1
+    assert "a rebuild is running" in done.stderr
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_run_that_is_not_done_exits_non_zero(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """The reason is on stderr, and that the work is kept."""
+    done = invoke(monkeypatch, ScriptedClient(status(state, error="http://a answered 401")))
+    assert done.exit_code == 1
+    assert state in done.stderr
+    assert "http://a answered 401" in done.stderr
+    assert "is kept" in done.stderr
+
+
+def test_a_refused_order_exits_non_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the service says against the order is on stderr, without a traceback."""
+    done = invoke(monkeypatch, ScriptedClient(status("done"), start_error=DefaultSpaceError("is the default")))
+    assert done.exit_code == 1
+    assert done.stderr.strip() == "Error: is the default"
+
+
+def test_ctrl_c_leaves_the_rebuild_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ending the watcher is not ending the rebuild, and it says so."""
+    done = invoke(monkeypatch, ScriptedClient(status("running"), KeyboardInterrupt()))
+    assert done.exit_code == 130
+    assert "goes on" in done.stderr
+
+
+def test_a_gateway_that_is_away_for_a_moment_ends_nothing() -> None:
+    """The watcher outlives a rollout, but not a service that stays away."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1.0
+
+    away = UnavailableError("no gateway")
+    back = ScriptedClient(away, away, status("done", 100.0))
+    assert watch(back, "docs", "new", sleep=sleep, clock=lambda: now[0]) is None
+    with pytest.raises(UnavailableError):
+        watch(ScriptedClient(away), "docs", "new", sleep=sleep, clock=lambda: now[0])
+    assert now[0] > AWAY_S
+
+
+def test_says_something_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """A long run prints a line every two seconds, whatever the poll, and one more when the state changes."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 0.5
+
+    answers = [status("running")] * 20 + [status("done", 100.0)]
+    assert watch(ScriptedClient(*answers), "docs", "new", sleep=sleep, clock=lambda: now[0]) is None
+    assert len(capsys.readouterr().out.splitlines()) == 5 + 1
+
+
+def test_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m compass.rebuild --help` names every option."""
+    monkeypatch.setattr(sys, "argv", ["compass.rebuild", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("compass.rebuild", run_name="__main__")
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for option in ("--collection", "--space", "--embed-endpoint", "--batch-size", "--api-key-env", "--restart"):
+        assert option in said

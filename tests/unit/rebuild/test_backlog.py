@@ -1,0 +1,69 @@
+"""Files reach the index once each, one call at a time, while others land."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from compass.errors import UnavailableError
+from compass.rebuild import backlog as module
+from compass.rebuild.backlog import Backlog
+from compass.rebuild.stage import Filled
+
+
+class SlowIndex:
+    """Takes files when the test lets it."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.gate = asyncio.Event()
+        self.at_once = self.most = 0
+
+    async def absorb(self, keys: list[str]) -> None:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        await self.gate.wait()
+        self.calls.append(keys)
+        self.at_once -= 1
+
+
+async def test_landing_does_not_wait_for_the_index() -> None:
+    """While the index is busy files queue up; then each is handed over once, in order, never two calls at once."""
+    index, counts = SlowIndex(), []
+    backlog = Backlog(index.absorb, counts.append, [Filled("old", 0)])
+    for i in range(10):
+        await asyncio.wait_for(backlog.put(Filled(f"k{i}", 2)), 1)
+    index.gate.set()
+    await backlog.drain()
+    assert [key for call in index.calls for key in call] == ["old", *(f"k{i}" for i in range(10))]
+    assert max(map(len, index.calls)) <= module.AT_ONCE
+    assert index.most == 1
+    assert sum(counts) == 20
+
+
+async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When too many files wait, landing waits too."""
+    monkeypatch.setattr(module, "LIMIT", 3)
+    index = SlowIndex()
+    backlog = Backlog(index.absorb, lambda count: None)
+    for i in range(3):
+        await asyncio.wait_for(backlog.put(Filled(f"k{i}", 1)), 1)
+    blocked = asyncio.create_task(backlog.put(Filled("k3", 1)))
+    await asyncio.sleep(0.02)
+    assert not blocked.done()
+    index.gate.set()
+    await asyncio.wait_for(blocked, 1)
+    await backlog.drain()
+
+
+async def test_a_refusal_of_the_index_reaches_the_run() -> None:
+    """An error of the index is raised by the next put or by the drain, not swallowed."""
+
+    async def absorb(keys: list[str]) -> None:
+        raise UnavailableError("the index is gone")
+
+    backlog = Backlog(absorb, lambda count: None)
+    await backlog.put(Filled("k", 1))
+    with pytest.raises(UnavailableError):
+        await backlog.drain()

@@ -1,0 +1,103 @@
+"""Results stream back as they land, and an error of a stage comes back as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compass.errors import EndpointAnswerError, EndpointUnavailableError, UnavailableError
+from compass.rebuild import pipeline
+from compass.rebuild.pipeline import RemoteStage, run_inline, stream
+from compass.rebuild.plan import Descriptor
+from compass.rebuild.stage import Filled
+from compass.storage.parts import PartRef
+
+
+class ScriptedStage:
+    """A stage that answers by the number of rows: 13 is an error, and notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.closed, self.at_once, self.most = 0, 0, 0
+        self.cancelled: list[int] = []
+
+    async def fill(self, descriptor: Descriptor) -> Filled:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await asyncio.sleep(0.002 * descriptor.count)
+            if descriptor.count == 13:
+                raise EndpointAnswerError("sent NaN", {"endpoint": "http://e"})
+            return Filled(f"key-{descriptor.count}", descriptor.count)
+        except asyncio.CancelledError:
+            self.cancelled.append(descriptor.count)
+            raise
+        finally:
+            self.at_once -= 1
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+def descriptors(*counts: int) -> list[Descriptor]:
+    return [Descriptor(PartRef("p", None, 100), np.arange(count, dtype=np.int32)) for count in counts]
+
+
+async def test_inline_yields_each_as_it_lands(job: Any) -> None:
+    """A quick descriptor is not held up by a slow one, a few run at once, and the stage is closed at the end."""
+    stage = ScriptedStage()
+    landed = [f.count async for f in run_inline(descriptors(40, 1, 2, 3, 4), lambda *_: stage, job(), "a")]
+    assert sorted(landed) == [1, 2, 3, 4, 40]
+    assert landed[-1] == 40
+    assert stage.most == pipeline.AT_ONCE
+    assert stage.closed == 1
+
+
+async def test_inline_raises_what_the_stage_raised(job: Any) -> None:
+    """The first error ends the stream, the other descriptors stop, and the stage is closed."""
+    stage = ScriptedStage()
+    with pytest.raises(EndpointAnswerError, match="sent NaN"):
+        async for _ in run_inline(descriptors(60, 13, 61), lambda *_: stage, job(), "a"):
+            pass
+    assert sorted(stage.cancelled) == [60, 61]
+    assert stage.closed == 1
+
+
+async def test_a_small_job_starts_no_ray(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the limit a job runs in this process, beyond it Ray Data has it."""
+    monkeypatch.setattr(pipeline, "INLINE_ROWS", 5)
+    monkeypatch.setattr(pipeline, "run_ray_data", lambda *_: "ray")
+    monkeypatch.setattr(pipeline, "run_inline", lambda *_: "inline")
+    assert stream(descriptors(2, 3), ScriptedStage, job(), "a", 2) == "inline"
+    assert stream(descriptors(2, 4), ScriptedStage, job(), "a", 2) == "ray"
+
+
+def test_a_remote_stage_answers_errors_as_values(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an actor an error travels as it was, fields included, and the stage works on afterwards."""
+    monkeypatch.setattr(pipeline.os, "nice", lambda by: 0)
+    stage = ScriptedStage()
+    opened: list[Any] = []
+    remote = RemoteStage(lambda *order: (opened.append(order), stage)[1], job(), "a", 2)
+    batch = {"descriptor": [pickle.dumps(d) for d in descriptors(3, 13, 4)]}
+    first, error, last = [pickle.loads(r) for r in remote(batch)["result"]]
+    assert (first, last) == (Filled("key-3", 3), Filled("key-4", 4))
+    assert type(error) is EndpointAnswerError
+    assert error.args == ("sent NaN", {"endpoint": "http://e"})
+    assert opened == [(job(), "a", 2)]
+    del remote
+    assert stage.closed == 1
+
+
+def test_ray_wrapping_is_taken_off() -> None:
+    """Whatever Ray wraps a CompassError in, it is found; a fault of the cluster is a retryable error."""
+    ours = EndpointUnavailableError("down", {"endpoint": "http://e"})
+    outer = RuntimeError("task failed")
+    outer.__cause__ = ValueError("user code")
+    outer.__cause__.cause = ours  # type: ignore[attr-defined]  # as RayTaskError has it
+    assert pipeline._unwrapped(outer) is ours
+    fault = pipeline._unwrapped(RuntimeError("header\nThe actor died"))
+    assert type(fault) is UnavailableError
+    assert "The actor died" in fault.detail

@@ -1,0 +1,525 @@
+"""The eight rules of a collection on disk: each of these tests fails without its rule."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compass.domain.chunk import ChunkInput, FloatVector
+from compass.domain.collection import AddSpace, DropSpace, SwapDefault
+from compass.errors import CompassError, DefaultSpaceError, EpochMismatchError, TakenOverError, UnavailableError
+from compass.storage.collection_store import CollectionStore
+from compass.storage.parts import MissingObjectError, read_part
+from compass.storage.vectors import SpaceVectors
+
+Build = Callable[..., ChunkInput]
+Vector = Callable[..., FloatVector]
+
+
+def once(operation: str, part: str, do: Callable[[], None]) -> Callable[[str, str], None]:
+    """A fault that happens at the first `operation` on a key that contains `part`."""
+    left = [True]
+
+    def hook(called: str, key: str) -> None:
+        if left and called == operation and part in key:
+            left.clear()
+            do()
+
+    return hook
+
+
+def fail() -> None:
+    raise TimeoutError("no answer")
+
+
+# -- 1: one writer, by takeover
+
+
+def test_1_an_older_writer_stops_for_good(disk: Any, chunk: Build) -> None:
+    """Opening a collection makes its older writer fail, for ever, naming who took over; nothing of it is merged."""
+    older = disk.store("node-a")
+    older.ingest([chunk(0)])
+    newer = disk.store("node-b")
+    for _ in range(2):
+        with pytest.raises(TakenOverError) as caught:
+            older.ingest([chunk(1)])
+        assert caught.value.fields["pid"]
+        assert caught.value.fields["host"]
+    newer.ingest([chunk(2)])
+    with pytest.raises(TakenOverError):
+        older.delete([1], None)
+    assert [c.chunk_index for c in disk.cold()] == [0, 2]
+
+
+def test_1_pruning_does_not_free_an_older_writers_place(disk: Any, chunk: Build) -> None:
+    """A writer that slept until the log was pruned still collides: the takeover record outlives pruning."""
+    older = disk.store("node-a")
+    older.ingest([chunk(0)])
+    newer = disk.store("node-b")
+    for i in range(1, 5):
+        newer.ingest([chunk(i)])
+        newer.compact()
+    assert len(disk.files("log")) <= 4
+    with pytest.raises(TakenOverError):
+        older.ingest([chunk(9)])
+    newer.ingest([chunk(5)])
+    assert [c.chunk_index for c in disk.cold()] == [0, 1, 2, 3, 4, 5]
+
+
+def test_1_an_opener_that_slept_through_pruning_begins_again(disk: Any, chunk: Build) -> None:
+    """An opener stopped before its takeover, whose place is pruned meanwhile, does not commit into the past."""
+    disk.store("node-a").ingest([chunk(0)])
+    slow = disk.other_objects()
+
+    def meanwhile() -> None:
+        newer = disk.store("node-b")
+        for i in range(1, 5):
+            newer.ingest([chunk(i)])
+            newer.compact()
+        for key in disk.files("log"):  # as if the records of this place had been ordinary ones
+            disk.objects.objects.delete([key])
+
+    slow.before = once("create", "/log/", meanwhile)
+    sleeper = disk.store("node-c", objects=slow)
+    assert sleeper.ingest([chunk(5)]).seq > max(disk.root.view(disk.uuid).seq(), 5)
+    assert [c.chunk_index for c in disk.cold()] == [0, 1, 2, 3, 4, 5]
+
+
+def test_1_an_opener_does_not_trust_a_listing(disk: Any, chunk: Build) -> None:
+    """An opener whose listings of the log are empty or old still finds its end and collides with nobody."""
+    disk.store("node-a").ingest([chunk(0)])
+    stale = disk.other_objects()
+    real = stale.objects.list
+    stale.list = lambda prefix: [] if "/log" in prefix else real(prefix)  # type: ignore[method-assign]
+    opener = disk.store("node-b", objects=stale)
+    opener.ingest([chunk(1)])
+    assert [c.chunk_index for c in disk.cold()] == [0, 1]
+
+
+def test_1_one_writer_of_a_node(disk: Any) -> None:
+    """While a process of this node writes a collection, another one is told which, and changes nothing."""
+    writer = disk.store("node-a")
+    seq = writer.seq
+    with pytest.raises(TakenOverError, match=str(__import__("os").getpid())):
+        disk.store("node-a")
+    writer.ingest([])
+    assert len(disk.files("log")) == seq
+
+
+# -- 2: mine or not?
+
+
+def test_2_a_lost_answer_is_an_acknowledgement(disk: Any, chunk: Build) -> None:
+    """A commit that took effect and whose answer was lost is acknowledged, once, and the writer goes on."""
+    store = disk.store()
+    disk.objects.after = once("create", "/log/", fail)
+    (first,) = store.ingest([chunk(0)]).ids
+    assert store.ingest([chunk(0)]).ids == [first]
+    assert len(disk.cold()) == 1
+
+
+def test_2_a_commit_that_turns_up_late_is_applied(disk: Any, chunk: Build) -> None:
+    """A commit that was given up and lands after all is part of the history that the next commit follows."""
+    store = disk.store()
+    delayed: list[tuple[str, Any]] = []
+    real = disk.objects.create
+
+    def delay(key: str, data: Any) -> bool:
+        if "/log/" in key and not delayed:
+            delayed.append((key, bytes(data)))
+            raise TimeoutError("no answer")
+        if len(delayed) == 1:
+            disk.objects.objects.create(*delayed[0])
+            delayed.append(delayed[0])
+        return bool(real(key, data))
+
+    disk.objects.create = delay
+    with pytest.raises(UnavailableError):
+        store.ingest([chunk(0, "late")])
+    store.ingest([chunk(1)])
+    assert [c.text for c in store.view.page(0, 9)] == [c.text for c in disk.cold()] == ["late", "text 1"]
+
+
+def test_2_a_lost_answer_of_a_loser_is_no_acknowledgement(disk: Any, chunk: Build) -> None:
+    """A writer whose create failed without an answer, where another has taken over, has not committed."""
+    older = disk.store("node-a")
+    disk.store("node-b", objects=disk.other_objects())
+    disk.objects.before = once("create", "/log/", fail)
+    with pytest.raises(TakenOverError):
+        older.ingest([chunk(0)])
+    assert disk.cold() == []
+
+
+def test_2_a_commit_that_the_view_missed_is_applied_next(disk: Any, chunk: Build, vector: Vector) -> None:
+    """A commit after which the writer stumbled is in the log, so it is in the view before the next one."""
+    store = disk.store()
+    disk.objects.before = once("create", "/vec/", fail)
+    with pytest.raises(UnavailableError):
+        store.ingest([chunk(0, vectors={"one-id": vector()})])
+    assert store.view.count() == 0
+    store.ingest([chunk(1)])
+    assert store.view.count() == len(disk.cold()) == 2
+
+
+# -- 3: one commit, one precondition
+
+
+@pytest.mark.parametrize("swap_first", [True, False])
+def test_3_swap_against_drop_in_one_commit(disk: Any, chunk: Build, swap_first: bool) -> None:
+    """Of a swap to a space and its drop that share a commit the first holds, the other fails alone, others go on."""
+    store = disk.store()
+    changes = [SwapDefault("one-id", 1, "two-id"), DropSpace("two-id")]
+    if not swap_first:
+        changes.reverse()
+    jobs = [
+        lambda: store.ingest([chunk(0)]),
+        lambda: store.change(changes[0]),
+        lambda: store.change(changes[1]),
+        lambda: store.ingest([chunk(1)]),
+    ]
+    seq = store.seq
+    first, swapped_or_dropped, refused, last = together(disk, store, jobs)
+    assert store.seq == seq + 2  # the commit that they waited for, and one for them all
+    assert first.seq == last.seq == store.seq
+    assert not isinstance(swapped_or_dropped, Exception)
+    assert isinstance(refused, DefaultSpaceError if swap_first else CompassError)
+    assert store.state.default == ("two-id" if swap_first else "one-id")
+    assert ("two-id" in store.state.spaces) == swap_first
+    assert len(disk.cold()) == 3
+
+
+def test_3_of_two_swaps_one_wins(disk: Any) -> None:
+    """Two swaps that saw the same epoch cannot both happen."""
+    store = disk.store()
+    swap = SwapDefault("one-id", 1, "two-id")
+    answers = together(disk, store, [lambda: store.change(swap), lambda: store.change(swap)])
+    assert [type(a) for a in answers][1] is EpochMismatchError
+    assert store.state.epoch == store.view.state().epoch == 2
+
+
+def together(disk: Any, store: CollectionStore, jobs: list[Callable[[], Any]]) -> list[Any]:
+    """Run writes, in this order, so that they wait together; their answers or errors."""
+    held, go = threading.Event(), threading.Event()
+    answers: list[Any] = [None] * len(jobs)
+
+    def hold() -> None:
+        held.set()
+        go.wait(10)
+
+    def run(at: int) -> None:
+        try:
+            answers[at] = jobs[at]()
+        except CompassError as error:
+            answers[at] = error
+
+    disk.objects.before = once("create", "/log/", hold)
+    threads = [threading.Thread(target=lambda: store.ingest([ChunkInput("other", 0, "x")]))]
+    threads[0].start()
+    assert held.wait(10)
+    for at in range(len(jobs)):
+        threads.append(threading.Thread(target=run, args=(at,)))
+        threads[-1].start()
+        while len(store._waiting) <= at:
+            time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+# -- 4: a drop is a tombstone
+
+
+def test_4_a_drop_deletes_its_bytes_and_no_others(disk: Any, chunk: Build, vector: Vector) -> None:
+    """A dropped space's bytes are gone when the drop returns, and no other space's has changed."""
+    store = disk.store()
+    store.ingest([chunk(vectors={"one-id": vector(1), "two-id": vector(2)})])
+    kept = disk.files("spaces/one-id")
+    store.change(DropSpace("two-id"))
+    assert disk.files("spaces/two-id") == {}
+    assert disk.files("spaces/one-id") == kept != {}
+
+
+@pytest.mark.parametrize("when", ["open", "compact"])
+def test_4_a_late_writer_after_a_drop(disk: Any, chunk: Build, vector: Vector, when: str) -> None:
+    """What a late task writes into a dropped space is swept, at the next open and by the next compaction."""
+    store = disk.store()
+    store.ingest([chunk(vectors={"one-id": vector(1)})])
+    late = disk.root.space_vectors(disk.uuid, "two-id", 4)
+    store.change(DropSpace("two-id"))
+    late.append([1], vector()[None])
+    kept = disk.files("spaces/one-id")
+    assert disk.files("spaces/two-id")
+    if when == "open":
+        store.close()
+        disk.store()
+    else:
+        assert store.due()
+        store.compact()
+    assert disk.files("spaces/two-id") == {}
+    assert disk.files("spaces/one-id") == kept
+
+
+def test_4_a_drop_that_a_crash_cut_short_is_finished(disk: Any, vector: Vector) -> None:
+    """Where the commit happened and the deletion did not, the next open deletes."""
+    store = disk.store()
+    disk.root.space_vectors(disk.uuid, "two-id", 4).append([1], vector()[None])
+    disk.objects.before = once("delete_prefix", "two-id", fail)
+    with pytest.raises(TimeoutError):
+        store.change(DropSpace("two-id"))
+    assert disk.files("spaces/two-id")
+    store.close()
+    disk.store()
+    assert disk.files("spaces/two-id") == {}
+
+
+def test_4_a_commit_before_the_drop_writes_nothing_after_it(disk: Any, chunk: Build, vector: Vector) -> None:
+    """A node that builds its view from a log with callers' vectors of a dropped space does not write them again."""
+    store = disk.store()
+    store.ingest([chunk(vectors={"two-id": vector(2)})])
+    store.change(DropSpace("two-id"))
+    disk.cold()
+    assert disk.files("spaces/two-id") == {}
+
+
+def test_4_an_unknown_folder_is_reported_and_left_alone(
+    disk: Any, vector: Vector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A space's folder that no commit knows is logged at open and never deleted."""
+    disk.root.space_vectors(disk.uuid, "nobody", 4).append([1], vector()[None])
+    with caplog.at_level(logging.WARNING):
+        store = disk.store()
+        store.compact()
+    assert "nobody" in caplog.text
+    assert disk.files("spaces/nobody")
+
+
+# -- 5: readers beside compaction
+
+
+def test_5_a_listed_file_that_is_gone_is_listed_again(disk: Any, vector: Vector) -> None:
+    """A reader that has listed files before a merge and reads them after it still sees every vector."""
+    vectors = disk.root.space_vectors(disk.uuid, "one-id", 4)
+    for vid in range(5):
+        vectors.append([vid], vector(vid)[None])
+    reader_objects = disk.other_objects()
+    merge = lambda: vectors.compact(lambda: np.arange(5))  # noqa: E731
+    reader_objects.before = once("read", "/vec/", merge)
+    reader = SpaceVectors(reader_objects, disk.uuid, "one-id", 4)
+    assert reader.have().tolist() == [0, 1, 2, 3, 4]
+    assert len(vectors.files()) == 1
+
+
+def test_5_a_listing_torn_by_a_merge_is_taken_again(disk: Any, vector: Vector) -> None:
+    """A listing made while a merge replaced files may show neither; it is not believed."""
+    vectors = disk.root.space_vectors(disk.uuid, "one-id", 4)
+    vectors.append([1], vector()[None])
+    torn = disk.other_objects()
+    real, listings = torn.objects.list, []
+
+    def tear(prefix: str) -> list[str]:
+        listings.append(prefix)
+        return [] if len(listings) == 1 else list(real(prefix))
+
+    torn.list = tear  # type: ignore[method-assign]
+    assert SpaceVectors(torn, disk.uuid, "one-id", 4).have().tolist() == [1]
+
+
+def test_5_the_live_set_is_taken_after_the_listing(disk: Any, vector: Vector) -> None:
+    """A vector of a chunk born after the live set was asked for is not mistaken for a dead one."""
+    vectors = disk.root.space_vectors(disk.uuid, "one-id", 4)
+    vectors.append([1], vector()[None])
+    vectors.append([2], vector()[None])
+
+    def live() -> Any:
+        vectors.append([3], vector()[None])
+        return np.array([1, 2])
+
+    vectors.compact(live)
+    assert vectors.have().tolist() == [1, 2, 3]
+
+
+def test_5_the_live_set_is_as_new_as_any_file(disk: Any, chunk: Build, vector: Vector) -> None:
+    """A writer that has been taken over must not judge by its old live set which vectors are dead."""
+    older = disk.store("node-a")
+    older.ingest([chunk(0, vectors={"one-id": vector(0)}), chunk(1, vectors={"one-id": vector(1)})])
+    newer = disk.store("node-b")
+    newer.ingest([chunk(2, vectors={"one-id": vector(2)})])
+    newer.ingest([chunk(3, vectors={"one-id": vector(3)})])
+    with pytest.raises(TakenOverError):
+        older.compact()
+    assert len(disk.root.space_vectors(disk.uuid, "one-id", 4).have()) == 4
+
+
+def test_5_parts_outlive_their_base_by_the_grace_period(disk: Any, chunk: Build) -> None:
+    """A reader of an older snapshot can finish; without a grace period it learns that the snapshot is gone."""
+    store = disk.store(grace_s=600.0)
+    store.ingest([chunk(i) for i in range(10)])
+    snapshot = store.checkpoint()
+    store.ingest([chunk(i, "new") for i in range(10)])
+    store.compact()
+    assert sum(read_part(disk.objects, part).num_rows for part in snapshot.parts) == 10
+    store.grace_s = 0.0
+    store.compact()
+    with pytest.raises(MissingObjectError):
+        read_part(disk.objects, snapshot.parts[0])
+    assert sum(read_part(disk.objects, part).num_rows for part in store.checkpoint().parts) == 10
+
+
+def test_5_only_who_still_wins_creates_may_collect(disk: Any, chunk: Build) -> None:
+    """A writer that was taken over deletes nothing, as its successor may have begun from what it would delete."""
+    older = disk.store("node-a")
+    older.ingest([chunk(i) for i in range(10)])
+    older.checkpoint()
+    older.ingest([chunk(i, "new") for i in range(10)])
+    disk.store("node-b")
+    before = disk.files()
+    with pytest.raises(TakenOverError):
+        older.compact()
+    assert set(before) <= set(disk.files())
+
+
+# -- 6: the view is disposable
+
+
+@pytest.mark.parametrize("written_since", [0, 1, 5])
+def test_6_an_old_backup_under_a_warm_view(disk: Any, chunk: Build, written_since: int) -> None:
+    """A view that has seen commits which a restored log does not have is thrown away, however the log went on."""
+    root, backup = disk.folder / "root", disk.folder / "backup"
+    store = disk.store("node-a")
+    store.ingest([chunk(0)])
+    store.close()
+    shutil.copytree(root, backup)
+    store = disk.store("node-a")
+    store.ingest([chunk(1), chunk(2)])
+    store.close()
+    shutil.rmtree(root)
+    shutil.move(backup, root)
+    if written_since:
+        other = disk.store("node-b")
+        for i in range(written_since):
+            other.ingest([chunk(10 + i)])
+        other.close()
+    warm = disk.store("node-a")
+    assert warm.view.page(0, 99) == disk.cold()
+    assert len(disk.cold()) == 1 + written_since
+
+
+def test_6_a_reader_notices_another_history(disk: Any, chunk: Build) -> None:
+    """A view that was not told of a restored backup notices at the first commit that does not follow its last."""
+    store = disk.store("node-a")
+    store.ingest([chunk(0)])
+    reader = disk.view("node-r")
+    reader.refresh()
+    backup = disk.files("log")
+    store.ingest([chunk(1)])
+    assert reader.refresh(store.seq) == store.seq
+    store.close()
+    for key in set(disk.files("log")) - set(backup):
+        disk.objects.objects.delete([key])
+    other = disk.store("node-b")
+    other.ingest([chunk(2)])
+    other.ingest([chunk(3)])
+    assert reader.refresh(other.seq) == other.seq
+    assert reader.page(0, 9) == disk.cold()
+    assert reader.live_vids().tolist() == sorted(c.vid for c in disk.cold())
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage", "empty"])
+def test_6_a_lost_or_damaged_view_is_built_anew(disk: Any, chunk: Build, damage: str) -> None:
+    """A view file that is gone or no database costs nothing but time."""
+    store = disk.store()
+    store.ingest([chunk(0)])
+    store.close()
+    path = store.view.path
+    if damage == "gone":
+        shutil.rmtree(path.parent)
+    else:
+        path.write_bytes(b"garbage" * 1000 if damage == "garbage" else b"")
+    store = disk.store()
+    assert store.view.page(0, 9) == disk.cold()
+    assert store.view.count() == 1
+
+
+# -- 7: a vector that the caller sent is data
+
+
+def test_7_callers_vectors_survive_a_crash_after_the_commit(disk: Any, chunk: Build, vector: Vector) -> None:
+    """Vectors whose commit is in the log are in their space, whatever came after the commit."""
+    store = disk.store("node-a")
+    disk.objects.before = once("create", "/vec/", fail)
+    with pytest.raises(UnavailableError):
+        store.ingest([chunk(vectors={"one-id": vector(7)})])
+    store.close()
+    assert disk.files("spaces") == {}
+    store = disk.store("node-b")
+    vids, vectors = disk.root.space_vectors(disk.uuid, "one-id", 4).get(store.view.live_vids())
+    assert vids.tolist() == store.view.live_vids().tolist()
+    assert np.array_equal(vectors, [vector(7)])
+
+
+def test_7_no_view_shows_a_chunk_before_its_vectors(disk: Any, chunk: Build, vector: Vector) -> None:
+    """Whoever applies the commit, writer or reader, has the vector file durable before."""
+    store = disk.store("node-a")
+    reader = disk.view("node-r")
+    reader.refresh()
+    seq, counts = store.seq, []
+
+    def look() -> None:
+        counts.append(store.view.count())
+        reader.refresh()
+        counts.append(len(disk.root.space_vectors(disk.uuid, "one-id", 4).have()) - reader.count())
+
+    disk.objects.before = once("create", "/vec/", look)
+    store.ingest([chunk(vectors={"one-id": vector()})])
+    assert counts == [0, 0]
+    assert (store.seq, reader.count(), store.view.count()) == (seq + 1, 1, 1)
+
+
+# -- 8: small files are merged
+
+
+def test_8_small_files_are_merged(disk: Any, chunk: Build, vector: Vector) -> None:
+    """A hundred small ingests leave a handful of objects, and nothing is lost."""
+    store = disk.store()
+    for i in range(100):
+        store.ingest([chunk(i, vectors={"one-id": vector(i)})])
+    assert store.due()
+    for _ in range(3):
+        store.compact()
+    assert not store.due()
+    assert len(disk.files("spaces/one-id/vec")) == 1
+    assert len(disk.files("parts")) <= 2
+    assert len(disk.files("base")) == 1
+    assert len(disk.files("log")) <= 10
+    cold = disk.cold()
+    assert len(cold) == 100
+    _, vectors = disk.root.space_vectors(disk.uuid, "one-id", 4).get([c.vid for c in cold])
+    assert np.array_equal(vectors, np.stack([vector(c.chunk_index) for c in sorted(cold, key=lambda c: c.vid)]))
+
+
+def test_8_an_idle_collection_comes_to_rest(disk: Any, chunk: Build) -> None:
+    """Compacting what is compact writes nothing."""
+    store = disk.store()
+    store.ingest([chunk(0)])
+    for _ in range(3):
+        store.compact()
+    before = disk.files()
+    store.compact()
+    assert disk.files() == before
+    assert not store.due()
+
+
+def test_8_a_new_space_is_seen_by_an_opener(disk: Any) -> None:
+    """What an opener knows of spaces comes from the log's end, not from a listing or a base."""
+    store = disk.store("node-a")
+    store.checkpoint()
+    store.change(AddSpace(disk.space("three-id", "three", "building")))
+    assert "three-id" in disk.store("node-b").state.spaces
