@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 from functools import lru_cache
 from typing import Any
@@ -55,7 +56,9 @@ class CollectionProcess(CollectionService):
 
     def __init__(self, settings: dict[str, Any], uuid: str) -> None:
         values = Settings(**settings)
-        super().__init__(_root(values).open(uuid, grace_s=values.grace_s), values.checkpoint_s)
+        root = _root(values)
+        store = root.open(uuid, grace_s=values.grace_s)
+        super().__init__(store, values.checkpoint_s, incarnation.latest(root.objects))
 
 
 class IndexProcess(SpaceIndex):
@@ -87,22 +90,28 @@ class RouterProcess(RouterService):
         self._values = Settings(**settings)
         root = _root(self._values)
         self._held = root.lock()
-        objects = open_objects(self._values.data)
-        number = incarnation.claim(objects)
+        objects = self._objects = root.objects
+        self._began, number = boot_clock(), incarnation.claim(objects)
+        self._alone = incarnation.follows_nobody(objects, number)
         self._actors = RayCluster(ACTORS, settings)
 
         async def latest() -> int:
             return await asyncio.to_thread(incarnation.latest, objects)
 
         lease_s = self._values.lease_s
-        publisher = Publisher(number, lease_s, boot_clock, number == 1, RoutingTable(), latest=latest)
+        publisher = Publisher(number, lease_s, boot_clock, self._alone, RoutingTable(), latest=latest)
         super().__init__(root, self._actors, publisher)
         self._watch = asyncio.get_running_loop().create_task(self._end_when_idle(publisher))
 
     async def close(self) -> None:
-        """End every actor of the service but this one; what they hold is saved first."""
+        """End every actor of the service but this one; what they hold is saved first.
+
+        Call it when no gateway is left: the next router will not wait for a lease of theirs.
+        """
         self._watch.cancel()
         await self._actors.stop_all()
+        if self._alone or boot_clock() - self._began > self._values.lease_s:  # else a predecessor's may still run
+            await asyncio.to_thread(incarnation.release, self._objects, self._number)
 
     async def _end_when_idle(self, publisher: Publisher) -> None:
         idle_s, waited_s = self._values.idle_exit_s, 0.0
@@ -155,7 +164,7 @@ class GatewayReplica:
         values = Settings(**settings)
         cluster = RayCluster({"router": ACTORS["router"]}, settings)
         router = cluster.router()
-        name = f"{socket.gethostname()}:{os.getpid()}"
+        name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # a pid is not unique among containers
         self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s)
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
 

@@ -105,7 +105,7 @@ def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def service(new_service: Callable[..., Any]) -> Iterator[ServiceProcess]:
     """One service that the tests of a session share; each makes collections of its own names."""
-    with new_service() as running:
+    with new_service(embed_retry_s="3") as running:
         yield running
 
 
@@ -126,7 +126,9 @@ def embed_servers() -> Iterator[tuple[Any, Any]]:
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """A collection name of this test's own."""
-    return "t" + "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50] + "-" + os.urandom(3).hex()
+    return (
+        "t" + "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50] + "-" + os.urandom(3).hex()
+    )
 
 
 @pytest.fixture(scope="session")

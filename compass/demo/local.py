@@ -52,7 +52,7 @@ def demo(
         base_url = stack.enter_context(serve(folder))
         running = run_demo(base_url, (endpoints[0], endpoints[1]), console=console, chunks=chunks, data=folder)
         report = asyncio.run(running)
-    show(report, console)
+        show(report, console)
     return report
 
 

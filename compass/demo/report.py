@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from rich.console import Console
 from rich.table import Table
@@ -117,9 +118,12 @@ def figures(report: DemoReport) -> list[tuple[str, str]]:
 
 
 def _examples(report: DemoReport) -> Table:
-    table = Table("query", title="The same question to both: the best three", title_justify="left")
+    table = Table(title="The same question to both: the best three", title_justify="left")
     for space in (report.old, report.new):
         table.add_column(space, overflow="fold")
     for example in report.examples:
-        table.add_row(example.query, "\n".join(example.old), "\n".join(example.new), end_section=True)
+        table.add_row(f"“{example.query}”", style="bold")
+        for names in zip_longest(example.old, example.new, fillvalue=""):
+            table.add_row(*names)
+        table.add_section()
     return table

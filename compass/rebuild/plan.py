@@ -5,7 +5,7 @@ Descriptors travel instead of texts: which rows of which part. The stage that wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from compass.domain.chunk import IntVector, has_text
 from compass.storage.objects import Objects
 from compass.storage.parts import PartRef, Snapshot, read_part
 
-PIECE_ROWS = 2_048
+MOST_ROWS = 2_048
+LEAST_ROWS = 512
+PIECES = 32  # of a job between the two
 
 Offsets = npt.NDArray[np.int32]
 BoolVector = npt.NDArray[np.bool_]
@@ -70,30 +72,36 @@ class Plan:
         return sum(d.count for d in self.descriptors)
 
 
-def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector, rows: int = PIECE_ROWS) -> Plan:
+def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector) -> Plan:
     """Plan the chunks that have a text and whose vid is neither in `have` nor in `skip`.
 
     Args:
         parts: The live rows of a snapshot.
         have: vids that have a vector in the space.
         skip: vids that no attempt would change: the quarantine.
-        rows: The most of one descriptor.
     """
-    descriptors: list[Descriptor] = []
+    missing: list[tuple[PartRef, Offsets]] = []
     live = blank = had = skipped = 0
     newest = -1
     for part in parts:
         there = ~part.blank & np.isin(part.vids, have)
         refused = ~part.blank & ~there & np.isin(part.vids, skip)
-        missing = np.flatnonzero(~(part.blank | there | refused)).astype(np.int32)
-        pieces = range(0, len(missing), rows)
-        descriptors.extend(Descriptor(part.part, missing[at : at + rows]) for at in pieces)
+        missing.append((part.part, np.flatnonzero(~(part.blank | there | refused)).astype(np.int32)))
         live += len(part.vids)
         blank += int(part.blank.sum())
         had += int(there.sum())
         skipped += int(refused.sum())
         newest = max(newest, int(part.vids.max(initial=-1)))
-    return Plan(tuple(descriptors), live, blank, had, skipped, newest)
+    return Plan(tuple(_cut(missing)), live, blank, had, skipped, newest)
+
+
+def _cut(missing: Sequence[tuple[PartRef, Offsets]]) -> Iterator[Descriptor]:
+    """Cut into pieces: large ones are cheaper, but a small job also wants its progress to be seen."""
+    share = sum(len(rows) for _, rows in missing) // PIECES
+    size = min(max(share, LEAST_ROWS), MOST_ROWS)
+    for part, rows in missing:
+        for at in range(0, len(rows), size):
+            yield Descriptor(part, rows[at : at + size])
 
 
 def read_plan(objects: Objects, snapshot: Snapshot, have: IntVector, skip: IntVector) -> Plan:

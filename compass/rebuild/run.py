@@ -314,8 +314,10 @@ class RebuildRun:
     async def _fail(self, reason: str) -> None:
         log.warning("the rebuild of space %s failed: %s", self._space_id, reason)
         with contextlib.suppress(StaleRunError):
+            await self._save()  # nobody else's run is made to fail
+            with contextlib.suppress(UnavailableError):  # the record below says it too
+                await self._router.fail(self._name, self._space_id, reason)
             await self._end("failed", reason)
-            await self._router.fail(self._name, self._space_id, reason)
 
     async def _tell_index(self) -> None:
         """The follower takes over what an ended run left; it also finds out by itself."""

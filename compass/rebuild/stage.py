@@ -25,6 +25,7 @@ from compass.storage.objects import Objects, open_objects
 from compass.storage.parts import PartRef, read_part
 from compass.storage.vectors import SpaceVectors
 
+CHECK_S = 1.0  # how often a stage looks whether its run goes on: a cancelled one leaves the endpoint alone
 KEPT_PARTS = 2  # parts whose texts stay in memory: the descriptors of a part come one after the other
 
 T = TypeVar("T")
@@ -80,6 +81,15 @@ class EmbedStage:
             MissingObjectError: compaction removed the part; plan anew.
             EmbeddingError: what the endpoint did, after the embedder's own retries; nothing was appended.
         """
+        work = asyncio.create_task(self._fill(descriptor))
+        try:
+            while not (await asyncio.wait({work}, timeout=CHECK_S))[0]:
+                await asyncio.to_thread(check_accepted, self._vectors, self._attempt)
+            return work.result()
+        finally:
+            work.cancel()
+
+    async def _fill(self, descriptor: Descriptor) -> Filled:
         vids, texts = await self._read(descriptor)
         embed = self._embedder.embed
         rows = await (embed(texts) if self._throttle is None else self._throttle.embed(embed, texts))

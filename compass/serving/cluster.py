@@ -64,9 +64,9 @@ class RayCluster:
         """The rebuild of a space; started if it is not there."""
         return self._remote(f"rebuild:{space.id}", "rebuild", (collection, uuid, space.id))
 
-    def find_rebuild(self, space_id: str) -> Any:
+    async def find_rebuild(self, space_id: str) -> Any:
         """The rebuild of a space, or None."""
-        handle = self._find(f"rebuild:{space_id}")
+        handle = await asyncio.to_thread(self._find, f"rebuild:{space_id}")
         return None if handle is None else Remote(lambda: handle)
 
     async def stop_collection(self, uuid: str) -> None:
@@ -96,7 +96,7 @@ class RayCluster:
             async with asyncio.timeout(CLOSE_S):
                 await Remote(lambda: handle, once=frozenset({"close"})).close()
         with contextlib.suppress(ValueError):
-            ray.kill(handle, no_restart=True)
+            await asyncio.to_thread(ray.kill, handle, no_restart=True)
 
     def _find(self, name: str) -> ActorHandle[Any] | None:
         try:

@@ -13,7 +13,7 @@ from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.collection import Change, CollectionState
 from compass.domain.filters import Filter
 from compass.domain.receipts import Deleted, Ingested
-from compass.errors import CompassError
+from compass.errors import CompassError, TakenOverError
 from compass.storage.collection_store import CollectionStore
 from compass.storage.parts import Snapshot
 
@@ -27,15 +27,21 @@ WRITERS = 16  # writers that wait together share one commit
 class CollectionService:
     """Awaits what `CollectionStore` does on disk, and checkpoints when that is worthwhile."""
 
-    def __init__(self, store: CollectionStore, checkpoint_s: float) -> None:
-        """Serve `store`; look every `checkpoint_s` seconds whether a checkpoint is due."""
-        self._store = store
+    def __init__(self, store: CollectionStore, checkpoint_s: float, router: int) -> None:
+        """Serve `store`; look every `checkpoint_s` seconds whether a checkpoint is due.
+
+        `router` is the newest incarnation of the router that is known, see `_heed`.
+        """
+        self._store, self._router = store, router
+        self._changing = asyncio.Lock()
         self._pool = ThreadPoolExecutor(WRITERS, "commit")
         self._task = asyncio.get_running_loop().create_task(self._keep_house(checkpoint_s))
 
-    async def state(self) -> CollectionState:
-        """The spaces, the default, the epoch."""
-        return self._store.state
+    async def state(self, router: int) -> CollectionState:
+        """The spaces, the default, the epoch, for a router of this incarnation."""
+        async with self._changing:
+            self._heed(router)
+            return self._store.state
 
     async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
         """Write chunks; durable when it returns."""
@@ -45,9 +51,15 @@ class CollectionService:
         """Delete by ids or by a filter."""
         return await self._do(self._store.delete, ids, where)
 
-    async def change(self, change: Change) -> CollectionState:
-        """Change the state; the change's precondition is checked in the commit itself."""
-        return await self._do(self._store.change, change)
+    async def change(self, change: Change, router: int) -> CollectionState:
+        """Change the state; the change's precondition is checked in the commit itself.
+
+        Raises:
+            TakenOverError: a newer router has asked meanwhile; nothing changes.
+        """
+        async with self._changing:
+            self._heed(router)
+            return await self._do(self._store.change, change)
 
     async def chunk(self, chunk_id: int) -> Chunk | None:
         """One chunk, or None."""
@@ -75,6 +87,14 @@ class CollectionService:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await self._do(self._store.close)
+
+    def _heed(self, router: int) -> None:
+        """Take no order of a router whose successor has read the state: it would change behind its back."""
+        if router < self._router:
+            raise TakenOverError(
+                f"router {self._router} has taken over from router {router}", {"incarnation": self._router}
+            )
+        self._router = router
 
     async def _do(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)

@@ -224,7 +224,7 @@ class Gateway:
         try:
             async with self._table.route(collection, name) as routed:
                 route, space = routed.route, routed.space
-                query = self._query(body, await self._vector(body, route, space), where, route)
+                query = await self._query(body, where, route, space)
                 hits = (await self._indexes(space).search([query]))[0]
         except SpaceNotActiveError as error:
             raise await self._with_progress(error, collection, name) from None
@@ -357,9 +357,9 @@ class Gateway:
         first: FloatVector = rows[0]
         return first
 
-    def _query(
-        self, body: schemas.SearchRequest, vector: FloatVector, where: Filter, route: CollectionRoute
-    ) -> Query:
+    async def _query(self, body: schemas.SearchRequest, where: Filter, route: CollectionRoute, space: Space) -> Query:
+        min_seq = await self._min_seq(body.min_seq, route)
+        vector = await self._vector(body, route, space)
         return Query(
             vector=vector,
             top_k=body.top_k,
@@ -367,8 +367,19 @@ class Gateway:
             exact=body.exact,
             ef_search=body.ef_search,
             include_vectors=body.include_vectors,
-            min_seq=max(body.min_seq or 0, self._acknowledged.get(route.uuid, 0)),
+            min_seq=min_seq,
         )
+
+    async def _min_seq(self, wanted: int | None, route: CollectionRoute) -> int:
+        """The commit that an answer must not be older than; an index would wait in vain for one to come."""
+        known = self._acknowledged.get(route.uuid, 0)
+        if wanted is None or wanted <= known:
+            return known
+        last = (await self._collections(route.uuid).info())["seq"]
+        if wanted > last:
+            detail = f"{wanted} is no commit of {route.name!r}; its last one is {last}"
+            raise invalid([{"field": "min_seq", "detail": detail}])
+        return wanted
 
     async def _with_progress(
         self, error: SpaceNotActiveError, collection: str, name: str | None

@@ -186,9 +186,11 @@ def _by_space(
             try:
                 if name not in route.spaces:
                     raise ValueError(f"there is no vector space {name!r}")
-                sent[name].append((index, field, read_vector(raw)))
+                row = read_vector(raw)
             except ValueError as error:
                 flaws.append({"index": index, "field": field, "detail": str(error)})
+            else:
+                sent[name].append((index, field, row))
     return sent
 
 

@@ -55,11 +55,11 @@ Update = Callable[[RoutingTable], RoutingTable]
 class CollectionPort(Protocol):
     """What the router asks of a collection's writer."""
 
-    async def state(self) -> CollectionState:
-        """The spaces, the default, the epoch."""
+    async def state(self, router: int) -> CollectionState:
+        """The spaces, the default, the epoch, for a router of this incarnation."""
 
-    async def change(self, change: Change) -> CollectionState:
-        """Commit a change under its precondition."""
+    async def change(self, change: Change, router: int) -> CollectionState:
+        """Commit a change under its precondition, unless a newer router has asked."""
 
     async def info(self) -> dict[str, Any]:
         """{chunk_count, seq}."""
@@ -103,7 +103,7 @@ class Cluster(Protocol):
     def rebuild(self, collection: str, uuid: str, space: Space) -> RebuildPort:
         """The rebuild of a space."""
 
-    def find_rebuild(self, space_id: str) -> RebuildPort | None:
+    async def find_rebuild(self, space_id: str) -> RebuildPort | None:
         """The rebuild actor of a space, if there is one."""
 
     async def stop_collection(self, uuid: str) -> None:
@@ -122,6 +122,7 @@ class RouterService:
     def __init__(self, root: Root, cluster: Cluster, publisher: Publisher) -> None:
         """Begin with what the root holds; `opened` resolves when every collection is in the table."""
         self._root, self._cluster, self._publisher = root, cluster, publisher
+        self._number = publisher.table.incarnation
         self._locks: dict[str, asyncio.Lock] = {}
         self._reapers: set[asyncio.Task[None]] = set()
         self._opened = asyncio.get_running_loop().create_task(self._open())
@@ -272,9 +273,9 @@ class RouterService:
         change's. Until the log can be asked it is not known what is true, and the fence stays up.
         """
         writer = self._cluster.collection(route.uuid)
-        before = await writer.state()
+        before = await writer.state(self._number)
         try:
-            return await writer.change(change)
+            return await writer.change(change, self._number)
         except TakenOverError:
             raise
         except UnavailableError:
@@ -286,7 +287,7 @@ class RouterService:
     async def _learnt(self, route: CollectionRoute) -> CollectionState:
         while True:
             try:
-                return await self._cluster.collection(route.uuid).state()
+                return await self._cluster.collection(route.uuid).state(self._number)
             except UnavailableError as error:
                 log.warning("collection %s: what became of a change is not known yet: %s", route.name, error)
                 await asyncio.sleep(1)
@@ -320,7 +321,7 @@ class RouterService:
                     f"vector space {space!r} has no embed_endpoint of its own: name one in the request",
                     {"errors": [{"field": "embed_endpoint", "detail": "is needed"}]},
                 )
-            running = self._cluster.find_rebuild(target.id)
+            running = await self._cluster.find_rebuild(target.id)
             if running is not None:
                 if await running.running():
                     raise RebuildRunningError(
@@ -341,7 +342,7 @@ class RouterService:
         """Cancel a running rebuild; what it embedded is kept."""
         async with await self._lock(collection):
             target = self._route(collection).space(space)
-            running = self._cluster.find_rebuild(target.id)
+            running = await self._cluster.find_rebuild(target.id)
             if running is None or not await running.running():
                 raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
             await self._end_rebuild(target)
@@ -375,7 +376,7 @@ class RouterService:
         return fresh
 
     async def _end_rebuild(self, space: Space) -> None:
-        running = self._cluster.find_rebuild(space.id)
+        running = await self._cluster.find_rebuild(space.id)
         if running is None:
             return
         try:
@@ -389,7 +390,7 @@ class RouterService:
         """End the process of a rebuild once its run has ended: what it leaves behind is in the store."""
 
         async def reap() -> None:
-            while (run := self._cluster.find_rebuild(space.id)) is not None:
+            while (run := await self._cluster.find_rebuild(space.id)) is not None:
                 await asyncio.sleep(REAP_S)
                 with contextlib.suppress(UnavailableError):
                     if not await run.running():
@@ -407,7 +408,7 @@ class RouterService:
         names = await asyncio.to_thread(self._root.collections)
         for name, uuid in sorted(names.items()):
             try:
-                state = await self._cluster.collection(uuid).state()
+                state = await self._cluster.collection(uuid).state(self._number)
                 await self._start(state)
                 self._publisher.replace(_put(state))
             except CompassError as error:
@@ -415,7 +416,7 @@ class RouterService:
 
     async def _start(self, state: CollectionState) -> None:
         """Start the actors of a collection, its interrupted rebuilds too."""
-        await self._cluster.collection(state.uuid).state()  # an actor starts when it is first asked
+        await self._cluster.collection(state.uuid).state(self._number)  # an actor starts when it is first asked
         await self._configure(state, frozenset())
         for space in state.spaces.values():
             record = await asyncio.to_thread(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from compass.domain.chunk import IntVector
-from compass.domain.filters import BUILTIN_FIELDS, Equals, Filter
-from compass.storage.rows import indexed, posting_field
+from compass.domain.filters import Equals, Filter
+from compass.storage.rows import indexed, posting_fields
 from compass.storage.tables import integers
 
 _COLUMNS = ("id", "file_id")  # unique or nearly so: an index of the rows serves them, they have no postings
@@ -43,15 +44,18 @@ def _select(condition: Equals) -> tuple[str, list[Any]]:
     value = indexed(condition.value)
     if condition.field in _COLUMNS:
         return f"select vid from rows where {condition.field}=?", [value]
-    return "select vid from postings where field=? and value=?", [_field(condition), value]
+    fields = posting_fields(condition.field)
+    return f"select vid from postings where field in ({_marks(fields)}) and value=?", [*fields, value]
 
 
 def _probe(condition: Equals) -> tuple[str, list[Any]]:
     value = indexed(condition.value)
     if condition.field in _COLUMNS:
         return f"exists(select 1 from rows where vid=found.vid and {condition.field}=?)", [value]
-    return "exists(select 1 from postings where field=? and value=? and vid=found.vid)", [_field(condition), value]
+    fields = posting_fields(condition.field)
+    sql = f"exists(select 1 from postings where field in ({_marks(fields)}) and value=? and vid=found.vid)"
+    return sql, [*fields, value]
 
 
-def _field(condition: Equals) -> str:
-    return condition.field if condition.field in BUILTIN_FIELDS else posting_field(condition.field)
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

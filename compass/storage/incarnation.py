@@ -17,4 +17,14 @@ def claim(objects: Objects) -> int:
 
 def latest(objects: Objects) -> int:
     """The greatest number that was claimed; 0 for none."""
-    return max((int(key.rsplit("/", 1)[1]) for key in objects.list(PREFIX)), default=0)
+    return max((int(key.rsplit("/", 1)[1]) for key in objects.list(PREFIX) if "." not in key), default=0)
+
+
+def release(objects: Objects, number: int) -> None:
+    """Say that this router has ended after all its gateways: its successor has no lease to wait for."""
+    objects.create(f"{PREFIX}/{number:012d}.released", b"")
+
+
+def follows_nobody(objects: Objects, number: int) -> bool:
+    """Whether no gateway can hold a lease of the predecessor's: there was none, or it was released."""
+    return number == 1 or objects.read(f"{PREFIX}/{number - 1:012d}.released") is not None

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from compass.domain.chunk import Chunk, ChunkInput, MetaValue, Scalar, has_text
+from compass.domain.filters import BUILTIN_FIELDS
 
 # rid, vid, id, file_id, chunk_index, text, doc_type, page, parent_id, parent_ref, group_id, metadata (JSON)
 Row = tuple[int, int, int, str, int, str, str, int | None, int | None, str | None, str | None, str]
@@ -83,7 +84,7 @@ def postings_of(row: Row) -> set[tuple[str, Indexed, int]]:
     """(field, value, vid) for everything that a filter may find this row by, except its id and file.
 
     Built-in fields stand under their name, metadata under `metadata.<key>`. A key that itself begins with
-    `metadata.` also stands under its own name, unless the shorter key hides it: the meaning of
+    `metadata.` also stands under `literal.<key>`, unless the shorter key hides it: the meaning of
     `domain.filters`.
     """
     vid, metadata = row[1], json.loads(row[11]) if row[11] != "{}" else {}
@@ -94,15 +95,17 @@ def postings_of(row: Row) -> set[tuple[str, Indexed, int]]:
     for key, stored in metadata.items():
         names = [f"metadata.{key}"]
         if key.startswith("metadata.") and key.removeprefix("metadata.") not in metadata:
-            names.append(key)
+            names.append(f"literal.{key}")
         for value in _values(stored):
             found.update((name, value, vid) for name in names)
     return found
 
 
-def posting_field(field: str) -> str:
-    """The field under which a filter on metadata finds its postings."""
-    return field if field.startswith("metadata.") else f"metadata.{field}"
+def posting_fields(field: str) -> list[str]:
+    """The fields under which a condition finds its postings; of one row at most one of them has any."""
+    if field in BUILTIN_FIELDS:
+        return [field]
+    return [field, f"literal.{field}"] if field.startswith("metadata.") else [f"metadata.{field}"]
 
 
 def indexed(value: Scalar) -> Indexed | None:

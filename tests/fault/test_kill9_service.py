@@ -61,7 +61,7 @@ def test_a_rebuild_survives_the_death_of_every_process(new_service: Any, wait_un
         arrived.extend((text, now) for text in inputs)
 
     with (
-        served("words-b", 96, delay_ms=25, seen=note) as endpoint,
+        served("words-b", 96, delay_ms=25, reply=note) as endpoint,
         new_service(rebuild_actors="1") as service,
         service.client() as http,
     ):

@@ -11,9 +11,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from starlette.responses import JSONResponse
 
 from compass.adapters.builtin_model import HashingModel
 from compass.demo.corpus import read_corpus
+from compass.embed_server import served
 
 pytestmark = pytest.mark.ray
 
@@ -226,9 +228,7 @@ def test_a_rebuilt_space_finds_what_exact_search_finds(
 
 def test_a_poison_text_is_quarantined_and_holds_up_nothing(http: httpx.Client, name: str) -> None:
     """In live ingest a text that the endpoint refuses is listed in the status; all others are found."""
-    from compass.embed_server import served
-
-    with served("words-a", 96, refuse=lambda text: "POISON" in text) as server:
+    with served("words-a", 96, reply=_refuse_poison) as server:
         _create(http, name, server.url)
         texts = [f"harmless text number {i} about topic{i}" for i in range(40)]
         texts[17] = "a POISON text"
@@ -242,14 +242,27 @@ def test_a_poison_text_is_quarantined_and_holds_up_nothing(http: httpx.Client, n
         assert found["results"][0]["chunk"]["text"] == "a later walrus"
 
 
-@pytest.mark.parametrize("lie", ["count", "dims", "nan"])
+def _refuse_poison(inputs: list[str]) -> JSONResponse | None:
+    if any("POISON" in text for text in inputs):
+        said = {"error": "Input validation error: poison", "error_type": "Validation"}
+        return JSONResponse(said, status_code=422)
+    return None
+
+
+LIES = {
+    "count": lambda n: [[0.5] * 128] * (n - 1),
+    "dims": lambda n: [[0.5] * 64] * n,
+    "null": lambda n: [[None] + [0.5] * 127] * n,
+    "zeros": lambda n: [[0.0] * 128] * n,
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
 def test_an_endpoint_that_lies_fails_the_rebuild_and_stores_nothing(
     http: httpx.Client, embed_servers: tuple[Any, Any], name: str, lie: str, wait_until: Any
 ) -> None:
-    """A wrong count, wrong dims or NaN makes the run failed, with the reason in the status."""
-    from compass.embed_server import served
-
-    with served("words-b", 128, lie=lie) as liar:
+    """A wrong count, wrong dims, a null or zeros makes the run failed, with the reason in the status."""
+    with served("words-b", 128, reply=lambda inputs: JSONResponse(LIES[lie](len(inputs)))) as liar:
         _create(http, name, embed_servers[0].url)
         _ingest(http, name, _chunks(20))
         base = f"/collections/{name}"
@@ -257,7 +270,9 @@ def test_an_endpoint_that_lies_fails_the_rebuild_and_stores_nothing(
         http.post(f"{base}/vector-spaces/new/rebuild", json={"embed_endpoint": liar.url})
 
         def ended() -> Any:
-            status = http.get(f"{base}/vector-spaces/new/status").json()
+            answer = http.get(f"{base}/vector-spaces/new/status")
+            assert answer.status_code == 200, answer.text
+            status = answer.json()
             return status if status["run"]["state"] == "failed" else None
 
         status = wait_until(ended, 60, "the run's failure")

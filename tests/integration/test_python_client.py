@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.ray
 
-SCRIPT = '''
+SCRIPT = """
 import asyncio, sys
 import ray, compass
 from compass.errors import NotFoundError, SpaceNotActiveError
@@ -51,7 +51,7 @@ try:
     client.search("nowhere", "otter")
 except NotFoundError:
     print("EVERYTHING WORKED")
-'''
+"""
 
 
 def _job(service: Any, *command: str) -> subprocess.CompletedProcess[str]:

@@ -88,7 +88,9 @@ def test_spaces_fed_by_callers_turn_active_when_complete(http: httpx.Client, nam
     assert answer["results"][0]["chunk"]["text"] == "parse a date string"
 
 
-def test_a_deleted_collection_leaves_no_byte_and_its_name_is_free(service: Any, http: httpx.Client, name: str) -> None:
+def test_a_deleted_collection_leaves_no_byte_and_its_name_is_free(
+    service: Any, http: httpx.Client, name: str
+) -> None:
     """DELETE of a collection removes its folder; made again it is empty."""
     http.post("/collections", json={"name": name})
     http.post(f"/collections/{name}/ingest", json={"chunks": CHUNKS})

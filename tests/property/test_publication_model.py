@@ -456,6 +456,14 @@ class IgnoresSilentGatewaysAtTheFence(Publication):
         return t.phase is not Step.FENCE and super()._awaited(gateway, t, now)
 
 
+class CountsAcksOfALoweredFence(Publication):
+    def _require_acks(self, t: Any, now: float) -> None:
+        lowered = t.revision
+        super()._require_acks(t, now)
+        if t.phase is Step.FENCE and lowered:
+            t.revision = lowered
+
+
 class PublishesWithoutWaiting(Publication):
     def _awaited(self, gateway: str, t: Any, now: float) -> bool:
         return t.phase is not Step.PUBLISH and super()._awaited(gateway, t, now)
@@ -475,6 +483,10 @@ class NoFence(World):
 
 class FenceIgnoresLeases(World):
     publication = IgnoresSilentGatewaysAtTheFence
+
+
+class SecondFenceIsNotAcknowledged(World):
+    publication = CountsAcksOfALoweredFence
 
 
 class PublishIgnoresLeases(World):
@@ -505,6 +517,7 @@ class GatewayBelievesAnOlderRouter(World):
 FAULTS = [
     NoFence,
     FenceIgnoresLeases,
+    SecondFenceIsNotAcknowledged,
     PublishIgnoresLeases,
     LeaseFromArrival,
     SuccessorDoesNotWait,

@@ -1,3 +1,5 @@
+"""Which embedder a space has, and how poison is told from good text."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

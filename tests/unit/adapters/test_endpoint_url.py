@@ -1,3 +1,5 @@
+"""Which addresses are called for embeddings, in every spelling."""
+
 from __future__ import annotations
 
 import socket

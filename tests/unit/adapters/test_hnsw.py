@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,51 @@ def test_unreachable_rows() -> None:
     graph = Graph(config())
     graph._index = Walk()
     assert graph.search(rows(1), 10) is None
+
+
+def test_no_change_beside_a_query(tmp_path: Path) -> None:
+    """Adding, removing and saving never run beside a query or beside each other; queries run side by side."""
+    inside: set[str] = set()
+    met: set[frozenset[str]] = set()
+
+    class Busy:
+        element_count = max_elements = 100
+
+        def _work(self, what: str) -> None:
+            me = f"{what} {threading.get_ident()}"
+            inside.add(me)
+            time.sleep(0.0005)
+            met.add(frozenset(name.split()[0] for name in inside.copy() if name != me) | {what + "!"})
+            inside.discard(me)
+
+        def knn_query(self, *_: Any, **__: Any) -> Any:
+            self._work("query")
+            return np.zeros((1, 10), np.uint64), np.zeros((1, 10), np.float32)
+
+        def add_items(self, *_: Any, **__: Any) -> None:
+            self._work("add")
+
+        def resize_index(self, *_: Any) -> None:
+            self._work("grow")
+
+        def mark_deleted(self, *_: Any) -> None:
+            self._work("remove")
+
+        def save_index(self, *_: Any) -> None:
+            self._work("save")
+
+    graph = Graph(config())
+    graph._index = Busy()
+    one = np.arange(1)
+    work = [lambda: graph.search(rows(1), 10)] * 2
+    work += [lambda: graph.add(one, rows(1)), lambda: graph.remove(one), lambda: graph.save(tmp_path / "graph")]
+    threads = [threading.Thread(target=lambda step=step: [step() for _ in range(40)]) for step in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = {frozenset({what + "!"}) for what in ("query", "add", "grow", "remove", "save")}
+    assert met == alone | {frozenset({"query!", "query"})}
 
 
 def test_widths_do_not_disturb_each_other() -> None:

@@ -56,6 +56,14 @@ def test_a_good_report_says_what_was_measured(printed):
     assert GOOD.ok
 
 
+def test_the_spaces_stand_side_by_side(printed):
+    """The best of both spaces share a line, under the question."""
+    lines = printed(GOOD).splitlines()
+    asked = next(i for i, line in enumerate(lines) if "compress a file" in line)
+    assert "gzip " in lines[asked + 1]
+    assert "gzip.open" in lines[asked + 1]
+
+
 def test_output_is_plain_without_a_terminal(printed):
     """No escape sequence reaches a log file."""
     assert "\x1b" not in printed(GOOD)

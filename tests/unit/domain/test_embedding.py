@@ -1,3 +1,5 @@
+"""The rules of the embed contract, without a socket."""
+
 from __future__ import annotations
 
 import json

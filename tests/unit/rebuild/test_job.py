@@ -8,7 +8,13 @@ from compass.domain.progress import Progress, status_of_run
 from compass.rebuild.fleet import Fleet
 from compass.rebuild.job import RebuildJob, RunRecord
 
-ORDER = {"job_id": "j", "space_id": "s-1", "endpoints": ["http://a", "http://b"], "api_key_env": None, "batch_size": 8}
+ORDER = {
+    "job_id": "j",
+    "space_id": "s-1",
+    "endpoints": ["http://a", "http://b"],
+    "api_key_env": None,
+    "batch_size": 8,
+}
 
 
 def test_a_job_is_read_from_an_order() -> None:
@@ -33,7 +39,16 @@ def test_a_record_tells_the_status() -> None:
     progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
     fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
     record = RunRecord(
-        RebuildJob.of(ORDER), "a", "failed", 5.0, 9.0, "why", progress=progress, docs_per_s=7.5, eta_s=2.0, fleet=fleet
+        RebuildJob.of(ORDER),
+        "a",
+        "failed",
+        5.0,
+        9.0,
+        "why",
+        progress=progress,
+        docs_per_s=7.5,
+        eta_s=2.0,
+        fleet=fleet,
     )
     assert status_of_run(json.loads(json.dumps(record.to_json())), active=False) == {
         "progress": 0.6,

@@ -6,11 +6,12 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.domain.chunk import has_text
-from compass.rebuild.plan import PIECE_ROWS, PartRows, plan, read_plan
+from compass.rebuild.plan import MOST_ROWS, PartRows, plan, read_plan
 from compass.storage.parts import PartRef, read_part
 
 NONE = np.empty(0, np.int64)
@@ -18,19 +19,21 @@ VIDS = st.sets(st.integers(0, 60))
 
 
 def rows_of(vids: list[int], blank: set[int]) -> PartRows:
-    return PartRows(PartRef("p", None, len(vids)), np.array(vids, np.int64), np.array([v in blank for v in vids], bool))
+    return PartRows(
+        PartRef("p", None, len(vids)), np.array(vids, np.int64), np.array([v in blank for v in vids], bool)
+    )
 
 
-@given(VIDS, VIDS, VIDS, VIDS, st.integers(1, 7), st.integers(0, 60))
-def test_plans_what_is_live_has_text_and_no_vector(live, blank, have, skip, rows, cut):
+@given(VIDS, VIDS, VIDS, VIDS, st.integers(0, 60))
+def test_plans_what_is_live_has_text_and_no_vector(live, blank, have, skip, cut):
     """The rows of all descriptors are the missing ones, each once, and the counts add up to what is live."""
     halves = [sorted(v for v in live if v < cut), sorted((v for v in live if v >= cut), reverse=True)]
     parts = [rows_of(half, blank) for half in halves]
-    found = plan(parts, np.array(sorted(have), np.int64), np.array(sorted(skip), np.int64), rows)
+    found = plan(parts, np.array(sorted(have), np.int64), np.array(sorted(skip), np.int64))
     by_rows = {id(p.part): p.vids for p in parts}
     planned = [v for d in found.descriptors for v in by_rows[id(d.part)][d.rows].tolist()]
     assert sorted(planned) == sorted(live - blank - have - skip)
-    assert all(0 < d.count <= rows and d.rows.dtype == np.int32 for d in found.descriptors)
+    assert all(d.count > 0 and d.rows.dtype == np.int32 for d in found.descriptors)
     assert found.missing + found.had + found.blank + found.skipped == found.live == len(live)
     assert found.had == len((live - blank) & have)
     assert found.newest == max(live, default=-1)
@@ -53,9 +56,14 @@ async def test_reads_a_snapshot_as_the_stage_will(world: Any) -> None:
     assert (found.live, found.blank) == (6, 3)
 
 
-async def test_descriptors_are_small_enough_to_travel(world: Any) -> None:
-    """A descriptor of the largest size is a few kilobytes, texts stay where they are."""
-    world.ingest(f"a text of some length, number {i}" for i in range(PIECE_ROWS + 1))
-    found = read_plan(world.objects, world.store.checkpoint(), NONE, NONE)
-    assert [d.count for d in found.descriptors] == [PIECE_ROWS, 1]
+@pytest.mark.parametrize(
+    ("missing", "largest", "pieces"),
+    [(511, 511, 1), (1_025, 512, 3), (32_000, 1_000, 32), (100_000, MOST_ROWS, 49)],
+)
+def test_pieces_suit_the_size_of_the_job(missing: int, largest: int, pieces: int) -> None:
+    """A small job is cut finer, so that its progress moves; no descriptor is of more than 2,048 rows or 10 kB."""
+    found = plan([rows_of(list(range(missing)), set())], NONE, NONE)
+    assert max(d.count for d in found.descriptors) == largest
+    assert len(found.descriptors) == pieces
+    assert sum(d.count for d in found.descriptors) == missing
     assert len(pickle.dumps(found.descriptors[0])) < 10_000

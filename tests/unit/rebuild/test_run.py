@@ -11,7 +11,7 @@ import pytest
 
 from compass.domain.chunk import ChunkInput
 from compass.errors import EndpointAnswerError, EndpointUnavailableError, RebuildRunningError
-from compass.rebuild.plan import PIECE_ROWS
+from compass.rebuild.plan import LEAST_ROWS as PIECE_ROWS
 from compass.storage.parts import PartRef, Snapshot
 
 

@@ -65,6 +65,20 @@ async def test_what_stays_is_raised_and_nothing_is_stored(world: Any, error_once
     assert world.vectors.files() == []
 
 
+async def test_a_cancelled_run_leaves_the_endpoint_alone(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage notices that its run has ended while the endpoint is slow, and does not wait for it."""
+    monkeypatch.setattr("compass.rebuild.stage.CHECK_S", 0.01)
+    world.ingest(["one"])
+    world.vectors.write_run(RUNNING)
+    world.embedder.open_gate.clear()
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
+    filling = asyncio.create_task(stage.fill(descriptor_of(world)))
+    await world.embedder.waiting.wait()
+    world.vectors.write_run({**RUNNING, "state": "cancelled"})
+    with pytest.raises(StaleRunError):
+        await asyncio.wait_for(filling, 5)
+
+
 async def test_closing_closes_the_embedder(world: Any) -> None:
     """No connection outlives its stage."""
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")

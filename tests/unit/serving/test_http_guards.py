@@ -128,20 +128,39 @@ async def test_a_body_over_the_limit(new_service: Callable[..., Any]) -> None:
         assert just.status_code == 201
 
 
+async def test_a_body_that_says_it_is_too_large_is_not_read(new_service: Callable[..., Any]) -> None:
+    """Its Content-Length is enough for the 413."""
+    service = new_service(max_body_bytes=1_000)
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await service.app(_creation((b"content-length", b"1001")), receive, send)
+    assert sent[0]["status"] == 413
+
+
 async def test_more_requests_than_there_is_room_for(new_service: Callable[..., Any]) -> None:
     """The one too many is 429 with Retry-After; /health still answers; room comes back."""
     service = new_service(max_in_flight=2)
-    release = asyncio.Event()
+    inside, release = asyncio.Semaphore(0), asyncio.Event()
+
+    async def hold() -> None:
+        inside.release()
+        await release.wait()
+
     async with service.http() as http:
         await http.post("/collections", json={"name": "docs"})
-        index = service.index("docs", "default")
-        index.on_follow = release.wait
+        service.index("docs", "default").on_follow = hold
         chunks = [{"file_id": "f", "chunk_index": 0, "text": "t"}]
         waiting = [
             asyncio.create_task(http.post("/collections/docs/ingest", json={"chunks": chunks})) for _ in range(2)
         ]
-        while len(index.followed) < 2:
-            await asyncio.sleep(0)  # noqa: ASYNC110 - it has no event for "two are inside"
+        await inside.acquire()
+        await inside.acquire()
         refused = await http.get("/collections")
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -162,12 +181,12 @@ async def test_a_client_that_hangs_up_gets_no_answer(service: Any) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/collections",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-    }
-    await service.app(scope, receive, send)
+    await service.app(_creation(), receive, send)
     assert sent == []
     assert service.router.states == {}
+
+
+def _creation(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    """The ASGI scope of a POST /collections."""
+    own = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    return {"type": "http", "method": "POST", "path": "/collections", "headers": [*own, *headers]}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compass.adapters.hnsw import Graph
 from compass.domain.chunk import Chunk, FloatMatrix, FloatVector, IntVector
 from compass.domain.filters import Equals, Filter
 from compass.domain.search import Query, distances, scores
@@ -441,6 +442,40 @@ def running(*work: Callable[[], object]) -> Iterator[None]:
         raise errors[0]
 
 
+def test_row_that_settles_during_a_query(monkeypatch: pytest.MonkeyPatch, vectors: FloatMatrix) -> None:
+    """A row that leaves the tail after the graph was walked is still found."""
+    search = built(vectors[:2_000], FakeView(2_100))
+    search.add(np.arange(2_000, 2_100), vectors[2_000:2_100])
+    walk = Graph.search
+
+    def overtaken(graph: Graph, *args: Any) -> Any:
+        found = walk(graph, *args)
+        search.settle(1_000)
+        return found
+
+    monkeypatch.setattr(Graph, "search", overtaken)
+    assert answered(search, vectors[2_050], top_k=1) == [2_050]
+    assert search.settle(0) == 0
+
+
+def test_query_while_a_row_settles(monkeypatch: pytest.MonkeyPatch, vectors: FloatMatrix) -> None:
+    """A row that is on its way into the graph is found, and one removed on the way stays removed."""
+    search = built(vectors[:2_000], FakeView(2_100))
+    search.add(np.arange(2_000, 2_003), vectors[2_000:2_003])
+    put = Graph.add
+
+    def overtaken(graph: Graph, vids: IntVector, *args: Any) -> None:
+        assert answered(search, vectors[2_001], top_k=1) == [2_001]
+        search.remove(np.array([2_002]))
+        put(graph, vids, *args)
+        assert answered(search, vectors[2_001], top_k=1) == [2_001]
+
+    monkeypatch.setattr(Graph, "add", overtaken)
+    assert search.settle(10) == 0
+    assert answered(search, vectors[2_001], top_k=1) == [2_001]
+    assert 2_002 not in answered(search, vectors[2_002])
+
+
 def test_queries_beside_changes(vectors: FloatMatrix) -> None:
     """Beside adds, removals, settling and compaction a held vector is found at every moment, and once."""
     view = FakeView(MANY)
@@ -457,16 +492,20 @@ def test_queries_beside_changes(vectors: FloatMatrix) -> None:
             assert len(set(vids)) == len(vids)
             asked.append(vid)
 
-    with running(ask, ask, lambda: search.settle(50), search.compact):
-        for start in range(0, 3_000, 20):
+    def compact() -> None:
+        search.compact()
+        time.sleep(0.05)
+
+    with running(ask, ask, lambda: search.settle(50), compact):
+        for start in range(0, 2_000, 20):
             search.add(np.arange(start, start + 20), vectors[start : start + 20])
             search.remove(np.array([start + 5, start + 15]))
             acknowledged = start + 20
-            while len(asked) < start // 4:
-                time.sleep(0.001)
+            time.sleep(0.01)
     while search.settle(1_000):
         pass
-    alive = np.array([vid for vid in range(3_000) if vid % 10 != 5])
+    alive = np.array([vid for vid in range(2_000) if vid % 10 != 5])
+    assert len(asked) > 200
     assert search.vids().tolist() == alive.tolist()
     assert all(answered(search, vectors[vid], top_k=1) == [vid] for vid in alive[::13].tolist())
 

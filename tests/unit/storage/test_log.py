@@ -22,7 +22,9 @@ def log(disk: Any) -> Log:
 def test_a_record_round_trips(log: Log) -> None:
     """What was committed is read."""
     written = record(
-        rows=[(1, 2, 3, "f", 0, "text", "chunk", None, 5, None, "g", "{}")], dead=[4], takeover={"host": "h", "pid": 1}
+        rows=[(1, 2, 3, "f", 0, "text", "chunk", None, 5, None, "g", "{}")],
+        dead=[4],
+        takeover={"host": "h", "pid": 1},
     )
     assert log.create(1, written)
     assert log.read(1) == written
