@@ -19,7 +19,7 @@ import pytest
 
 from compass.embed_server import served
 
-LEASE_S = 3.0  # short, so that a dead gateway does not make a test wait half a minute
+LEASE_S = 5.0  # short, so that a dead gateway does not make a test wait half a minute
 
 
 def free_port() -> int:

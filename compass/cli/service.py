@@ -51,9 +51,9 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
     """
     _check_free(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
-    # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, and nothing
-    # leaves the network.
-    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, nothing leaves
+    # the network, and a search must not wait for threads that the builder keeps busy.
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", OPENBLAS_NUM_THREADS="1")
     import ray
     from ray import serve
 

@@ -92,8 +92,8 @@ class Gateway:
         Raises:
             UnavailableError: not now.
         """
-        self._check_lease()
-        defaults = [route.space(None) for route in self._table.table.collections.values()]
+        table = await self._table.current()
+        defaults = [route.space(None) for route in table.collections.values()]
         try:
             async with asyncio.timeout(READY_S):
                 await asyncio.gather(*(self._indexes(space).follow(0, 0.0) for space in defaults))
@@ -114,8 +114,8 @@ class Gateway:
 
     async def list_collections(self) -> list[schemas.CollectionInfo]:
         """All collections, by name."""
-        self._check_lease()
-        found = await asyncio.gather(*(self._if_there(name) for name in sorted(self._table.table.collections)))
+        table = await self._table.current()
+        found = await asyncio.gather(*(self._if_there(name) for name in sorted(table.collections)))
         return [info for info in found if info is not None]
 
     async def collection_info(self, collection: str) -> schemas.CollectionInfo:
@@ -252,7 +252,7 @@ class Gateway:
 
     async def list_spaces(self, collection: str) -> list[schemas.SpaceInfo]:
         """The spaces of a collection, in the order of their creation."""
-        return await self._space_infos(self._route(collection).spaces.values())
+        return await self._space_infos((await self._route(collection)).spaces.values())
 
     async def set_space(self, collection: str, space: str, body: schemas.SpacePatch) -> schemas.SpaceInfo:
         """Change what can change while a space answers.
@@ -261,7 +261,7 @@ class Gateway:
             FingerprintMismatchError: the new endpoint's model is not the one that built the space.
         """
         await self._router.set_space(collection, space, space_changes(body))
-        return await self._space_info(self._route(collection).space(space))
+        return await self._space_info((await self._route(collection)).space(space))
 
     async def drop_space(self, collection: str, space: str) -> None:
         """Drop a space; when this returns its bytes are gone.
@@ -289,7 +289,7 @@ class Gateway:
             InvalidRequestError: there is no endpoint anywhere.
             RebuildRunningError, DefaultSpaceError.
         """
-        spec = rebuild_spec(body, self._route(collection).space(space))
+        spec = rebuild_spec(body, (await self._route(collection)).space(space))
         return msgspec.convert(await self._router.start_rebuild(collection, space, spec), schemas.RebuildStarted)
 
     async def cancel_rebuild(self, collection: str, space: str) -> schemas.RebuildCancelled:
@@ -303,19 +303,14 @@ class Gateway:
 
     async def rebuild_status(self, collection: str, space: str) -> schemas.RebuildStatus:
         """How far a space is: progress is 1.0 exactly when its status is active."""
-        found = self._route(collection).space(space)
+        found = (await self._route(collection)).space(space)
         return shown.rebuild_status(found, await self._indexes(found).rebuild_status())
 
     # ---- what the above are made of
 
-    def _check_lease(self) -> None:
-        if not self._table.ready:
-            raise UnavailableError("this gateway has no word from the router; try again", {"retry_after": 1})
-
-    def _route(self, collection: str) -> CollectionRoute:
+    async def _route(self, collection: str) -> CollectionRoute:
         """The route as the table has it, for what no swap need hold up."""
-        self._check_lease()
-        return self._table.table.route(collection)
+        return (await self._table.current()).route(collection)
 
     async def _if_there(self, collection: str) -> schemas.CollectionInfo | None:
         try:

@@ -57,6 +57,16 @@ class RouteTable:
         """
         return self._holding.table.route(collection).epoch
 
+    async def current(self) -> RoutingTable:
+        """The table, under a lease; for what no change of it need hold up.
+
+        Raises:
+            UnavailableError: the lease has run out and the router does not renew it in time.
+        """
+        if not self.ready:
+            await self._wait(self._without_lease)
+        return self._holding.table
+
     @asynccontextmanager
     async def route(self, collection: str, space: str | None = None) -> AsyncIterator[Routed]:
         """Where a query goes, to a space by name or to the default for None; in flight until the block ends.
@@ -68,7 +78,7 @@ class RouteTable:
             SpaceNotActiveError: the space is building or failed.
         """
         if self._obstacle(collection, space):
-            await self._wait(collection, space)
+            await self._wait(lambda: self._obstacle(collection, space))
         routed = self._holding.begin(collection, space)
         try:
             yield routed
@@ -96,17 +106,20 @@ class RouteTable:
 
     def _obstacle(self, collection: str, space: str | None) -> str | None:
         """Why a query has to wait, or None."""
-        if not self._holding.leased(self._clock()):
-            return "has no word from the router"
+        if why := self._without_lease():
+            return why
         if self._holding.fenced(collection, space):
             return f"waits for a change of collection {collection!r} to be known everywhere"
         return None
 
-    async def _wait(self, collection: str, space: str | None) -> None:
+    def _without_lease(self) -> str | None:
+        return None if self.ready else "has no word from the router"
+
+    async def _wait(self, obstacle: Callable[[], str | None]) -> None:
         why: str | None = None
         try:
             async with asyncio.timeout(self._hold_s):
-                while why := self._obstacle(collection, space):
+                while why := obstacle():
                     await self._news.wait()
         except TimeoutError:
             raise UnavailableError(f"this gateway {why}; try again", {"retry_after": 1}) from None

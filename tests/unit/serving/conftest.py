@@ -22,7 +22,7 @@ from compass.domain.receipts import Deleted, Ingested
 from compass.domain.routing import CollectionRoute, RoutingTable
 from compass.domain.search import Hit, Query
 from compass.domain.space import Space, SpaceConfig
-from compass.errors import CollectionExistsError, NotFoundError, RebuildRunningError, SpaceLagsError
+from compass.errors import CollectionExistsError, NotFoundError, RebuildRunningError, SpaceLagsError, UnavailableError
 from compass.serving.gateway import Gateway
 from compass.serving.http.app import build_app
 from compass.serving.ports import CollectionSpec, RebuildSpec
@@ -39,6 +39,11 @@ class FakeTable:
     @property
     def table(self) -> RoutingTable:
         return self._holding.table
+
+    async def current(self) -> RoutingTable:
+        if not self.ready:
+            raise UnavailableError("this gateway has no word from the router", {"retry_after": 1})
+        return self.table
 
     def put(self, route: CollectionRoute) -> None:
         self._holding.table = self.table.with_route(route)
