@@ -227,7 +227,8 @@ class HttpEmbedder:
     async def _persist(self, texts: Sequence[str]) -> FloatMatrix:
         """Try until it succeeds, time is up, or no retry can help."""
         patience = _Patience(max(self._retry_s, self._timeout_s), len(self._endpoints) - 1)
-        retries: dict[str, Any] = {"attempts": None, "timeout": self._retry_s}
+        # No pause is longer than a quarter of the whole, so the last one cannot run far past the end.
+        retries: dict[str, Any] = {"attempts": None, "timeout": self._retry_s, "wait_max": min(5, self._retry_s / 4)}
         if self._retry_s <= 0:
             retries = {"attempts": len(self._endpoints), "timeout": None}
         async for attempt in stamina.retry_context(on=patience, **retries):

@@ -108,6 +108,7 @@ class _Sieve:
             vectors = await self._embedder.embed(self._texts[start:stop])
         except EndpointRefusedError as error:
             if stop - start == 1:
+                await self._ask_control()
                 self.refused[start] = error.detail
                 return
         else:

@@ -41,7 +41,7 @@ def serve(dashboard: bool, **given: Any) -> None:
             click.echo(f"  HTTP       {running.url}   (docs: {running.url}/docs)")
             click.echo(f"  Ray Serve  {running.serve_url}")
             if running.dashboard_url:
-                click.echo(f"  Ray        {running.dashboard_url}   (ray job submit --address …)")
+                click.echo(f"  Ray        {running.dashboard_url}   (RAY_AUTH_MODE=token ray job submit --address …)")
             click.echo(f"  data       {settings.data.resolve()}")
             if settings.api_key is None:
                 click.echo("  open       no COMPASS_API_KEY is set: whoever reaches the port may read and write")

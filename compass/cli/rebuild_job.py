@@ -121,9 +121,7 @@ def line(status: Mapping[str, Any]) -> str:
     text += f"  {status['docs_per_s']:,.0f}/s"
     if status["eta_s"] is not None:
         text += f"  {status['eta_s']:,.0f} s to go"
-    if "stalled_s" in status["run"]:
-        text += f"  STALLED: nothing landed for {status['run']['stalled_s']:,.0f} s"
-    return text
+    return f"{text}  {status['error']}" if status.get("error") else text
 
 
 def outcome(status: Mapping[str, Any], space: str) -> str | None:

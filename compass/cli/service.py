@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -17,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compass.errors import TakenOverError, UnavailableError
+import psutil
+
+from compass.errors import CompassError, TakenOverError, UnavailableError
 from compass.settings import Settings
+from compass.storage.locks import FileLock
 from compass.storage.objects import open_objects
 from compass.storage.root import Root
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
-PID_FILE = "serve.pid"
+LOCK_FILE = "serve.lock"  # held while the service lives, by the kernel's word; names its process
 READY_S = 90.0
 STOP_S = 30.0
 KILL_S = 15.0
@@ -49,8 +51,9 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         TakenOverError: another service has this data folder.
         UnavailableError: a port is taken, or the service did not become ready.
     """
-    _check_free(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
+    held = _hold(settings)
+    strangers = set(psutil.Process().children(recursive=True))
     # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, nothing leaves
     # the network, and a search must not wait for threads that the builder keeps busy.
     os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", OPENBLAS_NUM_THREADS="1")
@@ -69,8 +72,6 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    pid_file = settings.data / PID_FILE
-    pid_file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     try:
         say("starting the service …")
         serve.start(http_options={"host": settings.host, "port": settings.serve_port})
@@ -83,8 +84,10 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         )
     finally:
         say("stopping: finishing requests, saving …")
+        family = set(psutil.Process().children(recursive=True)) - strangers
         _stop(ray, serve, APP, say)
-        pid_file.unlink(missing_ok=True)
+        _see_off(family)
+        held.release()
         say("stopped")
 
 
@@ -103,20 +106,16 @@ def stop(data: Path, say: Say) -> None:
     Raises:
         UnavailableError: none runs here, or it did not end in time.
     """
-    try:
-        noted = json.loads((data / PID_FILE).read_text())
-        pid = int(noted["pid"])
-        os.kill(pid, signal.SIGTERM)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise UnavailableError(f"no `compass serve` runs on {data}") from error
+    lock = FileLock(data / LOCK_FILE)
+    if not lock.path.exists() or lock.acquire():
+        raise UnavailableError(f"no `compass serve` runs on {data}")
+    pid = int(lock.holder()["pid"])
+    os.kill(pid, signal.SIGTERM)
     say(f"stopping process {pid} …")
-    deadline = time.monotonic() + STOP_S + 2 * KILL_S
-    while time.monotonic() < deadline:
-        if not _alive(pid):
-            say("stopped")
-            return
-        time.sleep(0.1)
-    raise UnavailableError(f"process {pid} has not ended in time")
+    if not lock.acquire(STOP_S + 2 * KILL_S):
+        raise UnavailableError(f"process {pid} has not ended in time")
+    lock.release()
+    say("stopped")
 
 
 def _stop(ray: Any, serve: Any, app: str, say: Say) -> None:
@@ -158,11 +157,31 @@ def _within(seconds: float, work: Callable[[], None]) -> bool:
     return not thread.is_alive() and not errors
 
 
-def _check_free(settings: Settings) -> None:
+def _see_off(family: set[psutil.Process]) -> None:
+    """Return when these processes are gone; what Ray has left behind is killed."""
+    for process in psutil.wait_procs(family, timeout=KILL_S)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=1)
+
+
+def _hold(settings: Settings) -> FileLock:
+    """Claim the data folder and see that the ports are free, before anything is started."""
+    held = FileLock(settings.data / LOCK_FILE)
+    if not held.acquire():
+        holder = held.holder()
+        raise TakenOverError(f"{settings.data} is in use by process {holder.get('pid')}", holder)
+    held.sign()
     try:
         Root(open_objects(settings.data), settings.cache_dir).lock().close()
-    except TakenOverError as error:
-        raise TakenOverError(f"{settings.data} is in use: {error.detail}", error.fields) from None
+        _check_ports(settings)
+    except CompassError:
+        held.release()
+        raise
+    return held
+
+
+def _check_ports(settings: Settings) -> None:
     for port in (settings.port, settings.serve_port):
         with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -194,11 +213,3 @@ def _host(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -8,7 +8,7 @@ from typing import Any
 
 WINDOW_S = 10.0
 ALMOST = 0.9999  # the most that a space which cannot answer yet may claim
-RUN_FIELDS = ("state", "job_id", "started_at", "ended_at", "stalled_s")
+RUN_FIELDS = ("state", "job_id", "started_at", "ended_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +129,7 @@ def status_of_run(record: Mapping[str, Any] | None, *, active: bool) -> dict[str
         "run": {"state": "none", **run},
         "endpoints": stored.get("fleet", []),
     }
-    return {**status, "error": stored["error"]} if stored.get("error") else status
+    error = stored.get("error")
+    if stored.get("stalled_s"):
+        error = f"nothing has landed for {stored['stalled_s']:.0f} s: look at the endpoints"
+    return {**status, "error": error} if error else status

@@ -25,7 +25,7 @@ from compass.storage.bases import newest_base, newest_base_seq
 from compass.storage.edit import Edit
 from compass.storage.locks import FileLock, this_process
 from compass.storage.log import Record, new_nonce
-from compass.storage.objects import Objects
+from compass.storage.objects import Objects, answering
 from compass.storage.parts import Snapshot
 from compass.storage.vectors import SpaceVectors, space_folder
 from compass.storage.view import View, lock_path, view_path
@@ -81,18 +81,20 @@ class CollectionStore:
         self._doubtful: set[str] = set()
         self._stopped: CompassError | None = None
         self._hold_view(lock_wait_s)
+        self._collected_seq = 0
+        self._sweep_at: float | None = time.monotonic() + grace_s
+        self._bytes_before = 0
         try:
-            self._take_over()
+            with answering(f"opening {uuid}"):
+                self._take_over()
+                self._base = newest_base(objects, uuid)
+                self._sweep()
+                self._report_unknown()
         except BaseException:
+            self._applier.close()
             self._lock.release()
             raise
         self.view = View(objects, uuid, cache)
-        self._base = newest_base(objects, uuid)
-        self._collected_seq = 0
-        self._sweep_at: float | None = time.monotonic() + grace_s
-        self._bytes_before = self._log.created_bytes
-        self._sweep()
-        self._report_unknown()
 
     @property
     def seq(self) -> int:
@@ -128,18 +130,19 @@ class CollectionStore:
         state = self._submit(_Job(lambda edit: edit.change(change))).answer
         assert state is not None, "a change answers a state"
         if set(state.tombstones) - before:
-            self._sweep()
             self._sweep_at = time.monotonic() + self.grace_s
+            with answering(f"{self.uuid}: a space is dropped, but deleting its bytes"):
+                self._sweep()
         return state
 
     def checkpoint(self) -> Snapshot:
         """Write what the parts lack and publish a new base; commits go on meanwhile."""
-        with self._compacting:
+        with self._compacting, answering(f"a checkpoint of {self.uuid}"):
             return self._checkpoint()
 
     def compact(self) -> None:
         """Checkpoint, merge small files, delete what the grace period has released, sweep dropped spaces."""
-        with self._compacting:
+        with self._compacting, answering(f"compacting {self.uuid}"):
             self._checkpoint()
             for space in self.state.spaces.values():
                 vectors = self._vectors(space)
@@ -202,7 +205,7 @@ class CollectionStore:
     def _submit(self, job: _Job[T]) -> _Job[T]:
         self._waiting.append(job)
         with self._committing:
-            if not job.done:
+            while not job.done:  # those before it may fill a commit of their own
                 self._commit(self._take_waiting())
         if job.error is not None:
             raise job.error
@@ -220,9 +223,8 @@ class CollectionStore:
         try:
             if self._stopped is not None:
                 raise self._stopped
-            self._write(jobs)
-        except (sqlite3.Error, OSError) as error:
-            _fail(jobs, UnavailableError(f"a commit to {self.uuid} failed, and may yet appear: {error}"))
+            with answering(f"a commit to {self.uuid}, which may yet appear,"):
+                self._write(jobs)
         except BaseException as error:  # noqa: BLE001  # every writer that waits must learn of it
             _fail(jobs, error)
         for job in jobs:

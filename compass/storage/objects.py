@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from compass.errors import NotImplementedYetError, StorageError
+from compass.errors import NotImplementedYetError, StorageError, UnavailableError
 
 Bytes = bytes | bytearray | memoryview | Any  # anything with the buffer protocol
 
@@ -61,6 +62,19 @@ class Objects(Protocol):
 
     def local_path(self, key: str) -> Path | None:
         """The object's file, None where objects are not files."""
+
+
+@contextlib.contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Turn a disk that fails, or a database on it, into an error that says so and that a retry may help.
+
+    Raises:
+        UnavailableError: instead of OSError and sqlite3.Error.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise UnavailableError(f"{what} failed: {error}") from error
 
 
 def open_objects(root: str | Path) -> Objects:

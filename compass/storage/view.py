@@ -22,7 +22,7 @@ from compass.errors import UnavailableError
 from compass.storage import filtering, tables
 from compass.storage.applier import Applier
 from compass.storage.locks import FileLock
-from compass.storage.objects import Objects
+from compass.storage.objects import Objects, answering
 from compass.storage.rows import COLUMNS, chunk_of
 from compass.storage.tables import Tip, integers
 
@@ -167,7 +167,8 @@ class View:
             if not self._lock.acquire():
                 return 0
             try:
-                return self._applier.catch_up().seq
+                with answering(f"applying the log of {self.uuid}"):
+                    return self._applier.catch_up().seq
             finally:
                 self._lock.release()
         finally:

@@ -114,7 +114,8 @@ def test_a_second_service_on_the_same_root_is_told_who_is_first(made: tuple[Root
     code = (
         "import sys, time; from pathlib import Path; from compass.storage.objects import LocalObjects;"
         "from compass.storage.root import Root; folder = Path(sys.argv[1]);"
-        "lock = Root(LocalObjects(folder / 'root'), folder / 'other').lock(); print('held', flush=True); time.sleep(60)"
+        "lock = Root(LocalObjects(folder / 'root'), folder / 'other').lock(); print('held', flush=True);"
+        "time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -59,7 +59,7 @@ def _job(service: Any, *command: str) -> subprocess.CompletedProcess[str]:
     line = next(part for part in service.log.read_text().splitlines() if part.strip().startswith("Ray  "))
     address = next(word for word in line.split() if word.startswith("http://"))
     submit = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", address, "--", *command]
-    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"}
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     return subprocess.run(submit, capture_output=True, text=True, timeout=180, env=env, check=False)
 
 

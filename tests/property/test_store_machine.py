@@ -108,8 +108,12 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert stored.vid == old["vid"]
         self.chunks[key_of(chunk)] = {
-            "id": chunk_id, "vid": stored.vid, "text": chunk.text, "metadata": dict(chunk.metadata), "vectors": vectors
-        }  # fmt: skip
+            "id": chunk_id,
+            "vid": stored.vid,
+            "text": chunk.text,
+            "metadata": dict(chunk.metadata),
+            "vectors": vectors,
+        }
 
     @rule(keys=st.sets(KEYS, max_size=3))
     def delete(self, keys: set[tuple[str, int]]) -> None:

@@ -187,6 +187,16 @@ async def test_the_smaller_of_two_batch_sizes_counts() -> None:
             assert embedder.batch_size == 8
 
 
+async def test_the_smallest_server_of_a_fleet_sets_the_batch_size() -> None:
+    """Any batch may go to any endpoint, in whatever order they were met."""
+    for limits in ((4, 8), (8, 4)):
+        first, second = (served("m", DIMS, max_client_batch_size=limit) for limit in limits)
+        with first as a, second as b:
+            async with opened(a, b) as embedder:
+                await embedder.embed(["a"] * 40)
+                assert embedder.batch_size == 4
+
+
 @pytest.mark.parametrize("status", [413, 422])
 async def test_a_refused_batch_is_halved_and_the_size_remembered(status: int) -> None:
     """Without /info: begin with 32, halve on "batch size", and do not ask for more again."""
@@ -605,7 +615,7 @@ async def test_half_a_surrogate_pair_is_refused_for_itself() -> None:
 async def test_retries_end_when_the_time_is_up() -> None:
     """retry_s bounds a batch, backoff included; the last reason of the server is what is told."""
     stamina.set_testing(False)
-    with served("m", DIMS, reply=times(99, tei_error(503, "starting", "Unhealthy"))) as server:
+    with served("m", DIMS, reply=times(999, tei_error(503, "starting", "Unhealthy"))) as server:
         async with opened(server, retry_s=1.0, timeout_s=1.0) as embedder:
             began = time.monotonic()
             with pytest.raises(EndpointUnavailableError, match="starting"):
@@ -613,6 +623,18 @@ async def test_retries_end_when_the_time_is_up() -> None:
             took_s = time.monotonic() - began
         assert server.stats()["requests"] >= 2
     assert took_s < 4.0
+
+
+async def test_a_whole_fleet_that_is_down_is_asked_with_patience() -> None:
+    """The next endpoint is tried at once; when all have failed there is a pause before each further attempt."""
+    stamina.set_testing(False)
+    down = tei_error(503, "down", "Unhealthy")
+    with served("m", DIMS, reply=times(999, down)) as a, served("m", DIMS, reply=times(999, down)) as b:
+        async with opened(a, b, retry_s=1.0, timeout_s=1.0) as embedder:
+            with pytest.raises(EndpointUnavailableError):
+                await embedder.embed(["a"])
+        assert min(a.stats()["requests"], b.stats()["requests"]) >= 1
+        assert a.stats()["requests"] + b.stats()["requests"] < 15
 
 
 async def test_retry_after_is_honoured() -> None:
@@ -628,7 +650,7 @@ async def test_retry_after_is_honoured() -> None:
             began = time.monotonic()
             with pytest.raises(EndpointUnavailableError, match="full"):
                 await embedder.embed(["a"])
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8
         assert server.stats()["requests"] == 1
 
 
@@ -660,13 +682,13 @@ async def test_one_failed_request_ends_the_others() -> None:
             await asyncio.sleep(0.2)  # what was on the wire arrives
             arrived = server.stats()["requests"]
             await asyncio.sleep(0.2)
-            assert server.stats()["requests"] == arrived < 10
+            assert server.stats()["requests"] == arrived < 40
 
 
 async def test_requests_in_flight_are_bounded() -> None:
     """Four per endpoint: a long list does not overrun a server's permits."""
     with served("m", DIMS, max_concurrent_requests=4, delay_ms=5) as server:
-        async with opened(server, batch_size=1, retry_s=0) as embedder:
+        async with opened(server, batch_size=1, retry_s=0, timeout_s=30) as embedder:
             assert (await embedder.embed(["a"] * 40)).shape == (40, DIMS)
 
 

@@ -74,6 +74,12 @@ def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "100.00 %" in done.output
 
 
+def test_a_stall_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the service says of a run that goes on stands in its line."""
+    stalled = status("running", eta_s=None, error="nothing has landed for 75 s")
+    assert "nothing has landed for 75 s" in invoke(monkeypatch, ScriptedClient(stalled, status("done"))).output
+
+
 def test_joins_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rebuild that somebody else has started is watched, not refused."""
     client = ScriptedClient(status("done", 100.0), start_error=RebuildRunningError("running"))

@@ -112,7 +112,7 @@ def test_a_checkpoint_costs_what_changed(disk: Any, chunk: Build) -> None:
     (large,) = store.checkpoint().parts
     store.ingest([chunk(5, "new")])
     after = store.checkpoint().parts
-    assert [ref.key for ref in after][0] == large.key
+    assert after[0].key == large.key
     assert [ref.rows for ref in after] == [999, 1]
 
 

@@ -215,7 +215,7 @@ def test_a_write_without_effect_is_no_commit(disk: Any) -> None:
 
 
 def test_the_vector_rule_alone() -> None:
-    """Nothing given, nothing written; a further one is added; an equal one is not; a different one takes all along."""
+    """Nothing given writes nothing; a further one is added; an equal one is not; a different one takes all along."""
     a, b, c = (np.array([x], np.float32) for x in (1, 2, 3))
     assert vectors_to_write({}, {"s": a}) == (False, {})
     assert vectors_to_write({"t": b}, {"s": a}) == (False, {"t": b})

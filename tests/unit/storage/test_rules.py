@@ -15,7 +15,7 @@ import pytest
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.errors import CompassError, DefaultSpaceError, EpochMismatchError, TakenOverError, UnavailableError
-from compass.storage.collection_store import CollectionStore
+from compass.storage.collection_store import CollectionStore, _Job
 from compass.storage.parts import MissingObjectError, read_part
 from compass.storage.vectors import SpaceVectors
 
@@ -204,6 +204,19 @@ def test_3_of_two_swaps_one_wins(disk: Any) -> None:
     assert store.state.epoch == store.view.state().epoch == 2
 
 
+def test_3_a_write_behind_a_full_commit_is_done(disk: Any, chunk: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that finds others waiting, too many for one commit, commits them and then itself before it answers."""
+    monkeypatch.setattr("compass.storage.collection_store._GROUP_ROWS", 3)
+    store = disk.store()
+    seq = store.seq
+    for at in range(2):
+        batch = [chunk(3 * at + i) for i in range(3)]
+        store._waiting.append(_Job(lambda edit, batch=batch: edit.ingest(batch), len(batch)))
+    receipt = store.ingest([chunk(9)])
+    assert (receipt.seq, len(receipt.ids)) == (seq + 3, 1)
+    assert store.view.count() == 7
+
+
 def together(disk: Any, store: CollectionStore, jobs: list[Callable[[], Any]]) -> list[Any]:
     """Run writes, in this order, so that they wait together; their answers or errors."""
     held, go = threading.Event(), threading.Event()
@@ -272,7 +285,7 @@ def test_4_a_drop_that_a_crash_cut_short_is_finished(disk: Any, vector: Vector) 
     store = disk.store()
     disk.root.space_vectors(disk.uuid, "two-id", 4).append([1], vector()[None])
     disk.objects.before = once("delete_prefix", "two-id", fail)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(UnavailableError, match="is dropped"):
         store.change(DropSpace("two-id"))
     assert disk.files("spaces/two-id")
     store.close()
