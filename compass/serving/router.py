@@ -498,7 +498,7 @@ def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[st
         "job_id": f"rebuild-{secrets.token_hex(6)}",
         "space_id": space.id,
         "endpoints": list(endpoints),
-        "api_key_env": spec.api_key_env or space.config.api_key_env,
+        "api_key_env": spec.api_key_env,
         "batch_size": spec.batch_size,
         "concurrency": spec.concurrency,
         "max_docs_per_s": spec.max_docs_per_s,
