@@ -49,7 +49,7 @@ def test_the_five_steps_do_what_the_readme_shows(service: Any, embed_servers: tu
 
 
 def test_the_python_of_the_readme_runs(service: Any, tmp_path: Path) -> None:
-    """The Python block works as a Ray job on the running service."""
+    """The README's Python works as a Ray job on the running service."""
     blocks = _blocks("python")
     assert len(blocks) == 1
     script = tmp_path / "readme.py"
@@ -58,5 +58,6 @@ def test_the_python_of_the_readme_runs(service: Any, tmp_path: Path) -> None:
     address = next(word for word in line.split() if word.startswith("http://"))
     ray = str(Path(sys.executable).parent / "ray")
     command = [ray, "job", "submit", "--address", address, "--", sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    env = {**os.environ, "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
