@@ -22,7 +22,7 @@ from compass.embed_server import served
 LEASE_S = 5.0  # short, so that a dead gateway does not make a test wait half a minute
 
 
-def free_port() -> int:
+def _free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -34,7 +34,7 @@ class ServiceProcess:
 
     def __init__(self, data: Path, log: Path, **settings: str) -> None:
         self.data, self.log, self.settings = data, log, settings
-        self.port, self.serve_port = free_port(), free_port()
+        self.port, self.serve_port = _free_port(), _free_port()
         self.url, self.serve_url = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.serve_port}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -73,7 +73,7 @@ class ServiceProcess:
         return found
 
     def kill(self, title: str) -> int:
-        """kill -9 every worker of that title; how many there were."""
+        """Kill -9 every worker of that title; how many there were."""
         found = self.actor_processes(title)
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -86,8 +86,14 @@ class ServiceProcess:
 
 
 @pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Ports that nobody listens on now, one a call."""
+    return _free_port
+
+
+@pytest.fixture(scope="session")
 def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Make services that end by themselves: `with new_service(**settings) as service`."""
+    """Make services that end with their `with` block; keyword arguments are settings."""
 
     @contextlib.contextmanager
     def make(**settings: str) -> Iterator[ServiceProcess]:

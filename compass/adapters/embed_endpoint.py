@@ -10,7 +10,8 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -77,6 +78,36 @@ class _Endpoint:
     shown: str
     secrets: tuple[bytes, ...] = field(repr=False)  # never repeated from what it says
     info: ServerInfo | None = None
+    in_flight: int = 0
+    texts: int = 0  # answered, since the first was asked for
+    asked_at: float | None = None
+    errors: int = 0
+    last_error: str | None = None
+
+    @contextmanager
+    def asked(self, count: int) -> Iterator[None]:
+        """Keep count of a request for `count` texts, and of how it ends."""
+        self.asked_at = self.asked_at or time.monotonic()
+        self.in_flight += 1
+        try:
+            yield
+            self.texts += count
+        except CompassError as error:
+            self.errors, self.last_error = self.errors + 1, error.detail
+            raise
+        finally:
+            self.in_flight -= 1
+
+    def told(self) -> dict[str, Any]:
+        """{url, in_flight, docs_per_s, errors, last_error}."""
+        elapsed_s = time.monotonic() - self.asked_at if self.asked_at else 0.0
+        return {
+            "url": self.shown,
+            "in_flight": self.in_flight,
+            "docs_per_s": round(self.texts / elapsed_s, 1) if elapsed_s else 0.0,
+            "errors": self.errors,
+            "last_error": self.last_error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +233,10 @@ class HttpEmbedder:
         rest = [self._batch(texts[i : i + step]) for i in range(done, len(texts), step)]
         return np.concatenate(parts + await _all(rest))
 
+    def endpoints(self) -> list[dict[str, Any]]:
+        """How each endpoint does: [{url, in_flight, docs_per_s, errors, last_error}], since this was made."""
+        return [endpoint.told() for endpoint in self._endpoints]
+
     async def close(self) -> None:
         """Close the connections of every event loop that still runs."""
         here, doors = asyncio.get_running_loop(), self._doors
@@ -237,7 +272,9 @@ class HttpEmbedder:
                 if timeout_s == 0 and patience.last is not None:
                     raise patience.last
                 patience.retry_after_s = None
-                return await self._attempt(next(self._next), texts, patience, timeout_s)
+                endpoint = next(self._next)
+                with endpoint.asked(len(texts)):
+                    return await self._attempt(endpoint, texts, patience, timeout_s)
         raise AssertionError("unreachable: stamina re-raises the last error")
 
     async def _attempt(

@@ -699,3 +699,20 @@ def test_numbers_are_decoded_as_float32_exactly() -> None:
     rows, reason = decode_rows(simdjson.Parser(), b"[[1, 0.1], [-2e-3, 18446744073709551615]]", 2, 2)
     assert reason is None
     np.testing.assert_array_equal(rows, np.asarray([[1, 0.1], [-2e-3, 18446744073709551615]], np.float32))
+
+
+async def test_endpoints_tell_how_they_do() -> None:
+    """Each endpoint tells its rate and its errors, under its shown URL; a refused batch counts as one."""
+    with served("m", 8) as good, served("m", 8, reply=lambda _: Response("no", 503)) as bad:
+        embedder = HttpEmbedder(
+            [good.url, bad.url], SpaceConfig(8, "m"), timeout_s=5, retry_s=5, kind="document", batch_size=1
+        )
+        await embedder.embed(["one text", "two texts", "three texts"])
+        told = {said["url"]: said for said in embedder.endpoints()}
+        await embedder.close()
+    ours, theirs = (next(v for k, v in told.items() if k.startswith(u)) for u in (good.url, bad.url))
+    assert (ours["errors"], ours["in_flight"], ours["last_error"]) == (0, 0, None)
+    assert ours["docs_per_s"] > 0
+    assert theirs["errors"] >= 1
+    assert theirs["docs_per_s"] == 0
+    assert "503" in theirs["last_error"]
