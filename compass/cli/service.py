@@ -132,7 +132,6 @@ def _stop(ray: Any, serve: Any, app: str, say: Say) -> None:
         except ValueError:
             return  # it never came up, so there is nothing to save
         ray.get(router.close.remote(), timeout=STOP_S)
-        serve.shutdown()
 
     if not _within(STOP_S, politely):
         say("Ray does not answer any more; what was acknowledged is on disk")

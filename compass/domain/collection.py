@@ -87,12 +87,11 @@ class AddSpace:
 
 @dataclass(frozen=True, slots=True)
 class SetSpace:
-    """Replace a space's record (status, follower, run, config); its id and name stay."""
+    """Replace a space's record (status, follower, config); its id and name stay."""
 
     space_id: str
     status: Status | None = None
     follows: bool | None = None
-    run: str | None = None
     error: str | Literal[False] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -151,7 +150,7 @@ def apply(state: CollectionState, change: Change) -> CollectionState:
 
 def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
     space = state.by_id(change.space_id).with_config(**change.config)
-    named = {k: getattr(change, k) for k in ("status", "follows", "run") if getattr(change, k) is not None}
+    named = {k: getattr(change, k) for k in ("status", "follows") if getattr(change, k) is not None}
     if change.error is not None:
         named["error"] = change.error or None
     return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})

@@ -62,7 +62,6 @@ class Space:
     Attributes:
         id: Never reused; a dropped and re-added name is another id.
         follows: Whether it embeds what is written; False until a rebuild is started or callers feed it.
-        run: The rebuild run whose writers may append, None before the first.
         created_at: Unix time, seconds.
     """
 
@@ -72,7 +71,6 @@ class Space:
     status: Status
     created_at: float
     follows: bool = False
-    run: str | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,15 +98,14 @@ def prepare_vectors(vectors: FloatMatrix, metric: Metric) -> FloatMatrix:
     return np.asarray(rows / np.where(norms == 0.0, 1.0, norms), np.float32)
 
 
-def why_unfit(vectors: FloatMatrix, dims: int, metric: Metric) -> str | None:
+def why_unfit(vectors: FloatMatrix, dims: int) -> str | None:
     """Why these rows must not be stored in a space, or None: wrong dims, NaN, infinity, zero vectors."""
     if vectors.ndim != 2 or vectors.shape[1] != dims:
         return f"expected {dims} dims, got {vectors.shape[-1] if vectors.ndim else 0}"
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         return f"row {int(np.argmin(finite))} holds NaN or infinity"
-    if metric == "cosine":
-        nonzero = vectors.any(axis=1)
-        if not nonzero.all():
-            return f"row {int(np.argmin(nonzero))} is a zero vector"
+    nonzero = vectors.any(axis=1)
+    if not nonzero.all():
+        return f"row {int(np.argmin(nonzero))} is a zero vector"
     return None

@@ -123,7 +123,7 @@ def query_vector(request: schemas.SearchRequest, space: Space) -> tuple[FloatVec
         row = read_vector(raw)
     except ValueError as error:
         raise invalid([{"field": field, "detail": str(error)}]) from None
-    reason = why_unfit(row[None, :], space.config.dims, space.config.metric)
+    reason = why_unfit(row[None, :], space.config.dims)
     if reason is not None:
         counts = {"expected_dims": space.config.dims, "got_dims": len(row)} if len(row) != space.config.dims else {}
         raise invalid([{"field": field, "detail": f"{_of_one(reason)} (space {space.name!r})"}], **counts)
@@ -206,12 +206,12 @@ def _check_rows(
     fitting = [(index, field, row) for index, field, row in sent if len(row) == dims]
     if len(fitting) == len(sent):
         rows = np.stack([row for _, _, row in sent])
-        if why_unfit(rows, dims, metric) is None:
+        if why_unfit(rows, dims) is None:
             for (index, _, _), row in zip(sent, prepare_vectors(rows, metric), strict=True):
                 vectors[index][space.id] = row
             return
     for index, field, row in sent:
-        reason = why_unfit(row[None, :], dims, metric)
+        reason = why_unfit(row[None, :], dims)
         if reason is not None:
             flaws.append({"index": index, "field": field, "detail": _of_one(reason)})
             if len(row) != dims:

@@ -91,7 +91,7 @@ class SpaceSearch:
         vectors = np.asarray(vectors, np.float32)
         if not len(vids):
             return
-        if reason := why_unfit(vectors, self._config.dims, self._config.metric):
+        if reason := why_unfit(vectors, self._config.dims):
             raise InvalidRequestError(f"these vectors do not fit the space: {reason}")
         with self._changing:
             self._index.add(np.asarray(vids, np.int64), vectors)

@@ -245,9 +245,9 @@ class CollectionStore:
                 self._doubtful.add(record.nonce)
                 if self._log.create(edit.seq, record):
                     self._applier.put_vectors(self._tip, record)
-                    self._tip = self._applier.move(self._tip, record)
+                    tip = self._applier.move(self._tip, record)
                     self._applier.db.execute("commit")
-                    self.state = edit.state
+                    self._tip, self.state = tip, edit.state  # not before: what is not in the view is settled anew
                     self._doubtful.clear()
                     self._answer(ok)
                     return

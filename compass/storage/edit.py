@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,14 +23,20 @@ Held = dict[int, FloatVector]
 
 
 def vectors_to_write(
-    given: Mapping[str, FloatVector], held: Mapping[str, FloatVector]
+    given: Mapping[str, FloatVector], held: Mapping[str, FloatVector], embedding: Container[str] = ()
 ) -> tuple[bool, dict[str, FloatVector]]:
     """Whether an unchanged text needs a new vid, and which vectors, by space, are written under its vid.
 
     A vector for a space that has none is added. One that differs from what is there cannot replace it, as a
-    vid never changes: a new vid gets all vectors, those of the other spaces carried over.
+    vid never changes: a new vid gets all vectors, those of the other spaces carried over. So does one for a
+    space of `embedding`, whose follower may have this very text at its endpoint now: two vectors under one
+    vid would race.
     """
-    if any(space in held and not np.array_equal(held[space], vector) for space, vector in given.items()):
+
+    def collides(space: str, vector: FloatVector) -> bool:
+        return not np.array_equal(held[space], vector) if space in held else space in embedding
+
+    if any(collides(space, vector) for space, vector in given.items()):
         return True, {**held, **given}
     return False, {space: vector for space, vector in given.items() if space not in held}
 
@@ -145,10 +151,14 @@ class Edit:
             anew, vectors = True, dict(chunk.vectors)
         else:
             there = {space_id: by_vid[vid] for space_id, by_vid in held.items() if vid in by_vid}
-            anew, vectors = vectors_to_write(chunk.vectors, there)
+            anew, vectors = vectors_to_write(chunk.vectors, there, self._embedding())
         if anew:
             vid, counter = counter, counter + 1
         return row_of(chunk, rid, vid, chunk_id), counter, vectors
+
+    def _embedding(self) -> set[str]:
+        """The spaces whose vectors are computed as well as sent."""
+        return {s.id for s in self.state.spaces.values() if s.config.embed_endpoint is not None}
 
     def _row(self, key: tuple[str, int]) -> Row | None:
         try:
@@ -165,7 +175,7 @@ class Edit:
             space = self.state.by_id(space_id)
             shapes = {np.shape(vector) for vector in vectors}
             why = f"vectors of shapes {sorted(shapes)}" if len(shapes) > 1 else None
-            why = why or why_unfit(np.asarray(vectors, np.float32), space.config.dims, "cosine")
+            why = why or why_unfit(np.asarray(vectors, np.float32), space.config.dims)
             if why is not None:
                 raise InvalidRequestError(f"vectors for space {space.name!r}: {why}", {"space": space.name})
 

@@ -28,13 +28,15 @@ def save(objects: Objects, folder: str, write: Callable[[Path], None], meta: Map
     Durable when it returns. The note is written last: a snapshot without one is not there.
     """
     name = f"{time.time_ns():020d}-{uuids.uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory(prefix="compass-index-") as scratch:
-        path = Path(scratch) / "index"
+    path = objects.scratch() / name
+    try:
         write(path)
         with pa.memory_map(str(path)) as mapped:
             data = mapped.read_buffer()
         objects.write(f"{folder}/{name}.bin", data)
         note = {"crc32": zlib.crc32(memoryview(data)), "bytes": data.size, "meta": dict(meta)}
+    finally:
+        path.unlink(missing_ok=True)
     objects.write(f"{folder}/{name}.json", json.dumps(note).encode())
     objects.delete(key for key in objects.list(folder) if key.rsplit("/", 1)[1] < name)
 

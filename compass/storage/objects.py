@@ -60,6 +60,9 @@ class Objects(Protocol):
     def bytes_under(self, prefix: str) -> int:
         """The bytes of all objects under a folder."""
 
+    def scratch(self) -> Path:
+        """A folder for files in the making, on a disk that has room for an object; what is left there is swept."""
+
     def local_path(self, key: str) -> Path | None:
         """The object's file, None where objects are not files."""
 
@@ -157,6 +160,10 @@ class LocalObjects:
             with contextlib.suppress(FileNotFoundError):
                 total += entry.stat().st_size
         return total
+
+    def scratch(self) -> Path:
+        """A folder for files in the making, on the disk of the root; what a crash leaves there is swept."""
+        return self.root / _UNFINISHED
 
     def local_path(self, key: str) -> Path | None:
         """See `Objects.local_path`."""

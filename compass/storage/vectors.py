@@ -194,7 +194,7 @@ class SpaceVectors:
 
     def _encode(self, vids: IntVector, vectors: FloatMatrix, run: str) -> memoryview:
         rows = np.ascontiguousarray(vectors, np.float32)
-        why = why_unfit(rows, self.dims, "cosine")  # a zero vector is never stored, whatever the metric
+        why = why_unfit(rows, self.dims)
         if why is None and len(rows) != len(vids):
             why = f"{len(vids)} vids for {len(rows)} vectors"
         if why is not None:

@@ -60,6 +60,9 @@ class FaultInjectingObjects:
     def bytes_under(self, prefix: str) -> int:
         return int(self._call("bytes_under", prefix))
 
+    def scratch(self) -> Path:
+        return self.objects.scratch()
+
     def local_path(self, key: str) -> Path | None:
         return self.objects.local_path(key)
 

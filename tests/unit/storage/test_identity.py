@@ -221,3 +221,4 @@ def test_the_vector_rule_alone() -> None:
     assert vectors_to_write({"t": b}, {"s": a}) == (False, {"t": b})
     assert vectors_to_write({"s": a.copy()}, {"s": a}) == (False, {})
     assert vectors_to_write({"s": c}, {"s": a, "t": b}) == (True, {"s": c, "t": b})
+    assert vectors_to_write({"t": b}, {"s": a}, {"t"}) == (True, {"s": a, "t": b}), "its follower may embed it now"

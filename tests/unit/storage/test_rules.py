@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.errors import CompassError, DefaultSpaceError, EpochMismatchError, TakenOverError, UnavailableError
+from compass.storage import tables
 from compass.storage.collection_store import CollectionStore, _Job
 from compass.storage.parts import MissingObjectError, read_part
 from compass.storage.vectors import SpaceVectors
@@ -166,6 +168,33 @@ def test_2_a_commit_that_the_view_missed_is_applied_next(disk: Any, chunk: Build
     assert store.view.count() == 0
     store.ingest([chunk(1)])
     assert store.view.count() == len(disk.cold()) == 2
+
+
+def test_2_a_commit_that_the_view_could_not_keep_is_settled(
+    disk: Any, chunk: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's disk is full at SQLite's own commit: the record is in the log, so the next write builds on it."""
+
+    class FullOnce(sqlite3.Connection):
+        full = False
+
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if FullOnce.full and sql == "commit":
+                FullOnce.full = False
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *parameters)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(tables.sqlite3, "connect", lambda *a, **k: connect(*a, factory=FullOnce, **k))
+    store = disk.store()
+    store.ingest([chunk(0)])
+    FullOnce.full = True
+    with pytest.raises(UnavailableError):
+        store.ingest([chunk(1)])
+    store.ingest([chunk(1)])
+    kept = [(c.id, c.chunk_index) for c in store.view.page(0, 10)]
+    assert [(c.id, c.chunk_index) for c in disk.cold()] == kept
+    assert [index for _, index in kept] == [0, 1]
 
 
 # -- 3: one commit, one precondition
