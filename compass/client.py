@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, cast
 
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -56,7 +56,7 @@ class Operations:
         body = {"chunks": [dict(c) for c in chunks], "wait_s": wait_s}
         return self._call("ingest", collection=collection, body=body)
 
-    def chunks(self, collection: str, after: int = 0, limit: int = 100) -> Any:
+    def chunks(self, collection: str, after: int = -1, limit: int = 100) -> Any:
         """A page of chunks by id: {chunks, next}."""
         return self._call("chunks", collection=collection, after=after, limit=limit)
 
@@ -108,7 +108,7 @@ class Client(Operations):
     def _call(self, operation: str, **arguments: Any) -> Any:
         try:
             return self._handle.call.remote(operation, arguments).result()
-        except RayTaskError as error:
+        except (RayError, RayServeException) as error:
             raise _cause(error) from None
 
 
@@ -125,7 +125,7 @@ class AsyncClient(Operations):
     async def _await(self, operation: str, arguments: Json) -> Any:
         try:
             return await self._handle.call.remote(operation, arguments)
-        except RayTaskError as error:
+        except (RayError, RayServeException) as error:
             raise _cause(error) from None
 
 
@@ -156,6 +156,9 @@ def _handle() -> DeploymentHandle[Any]:
         ) from error
 
 
-def _cause(error: RayTaskError) -> BaseException:
-    cause = getattr(error, "cause", None)
-    return cast(BaseException, cause) if isinstance(cause, CompassError) else error
+def _cause(error: Exception) -> BaseException:
+    """What the gateway raised; a gateway that died, or that Serve cannot reach, is unavailable for now."""
+    if isinstance(error, RayTaskError):
+        cause = getattr(error, "cause", None)
+        return cast(BaseException, cause) if isinstance(cause, CompassError) else error
+    return UnavailableError(f"the gateway does not answer ({type(error).__name__}); try again", {"retry_after": 1})

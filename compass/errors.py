@@ -68,7 +68,7 @@ class CompassError(Exception):
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document."""
         return {
-            "type": f"urn:compass:problem:{self.type}",
+            "type": self.type,
             "title": self.title,
             "status": self.status,
             "detail": self.detail,

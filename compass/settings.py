@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -14,10 +14,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="COMPASS_", frozen=True)
 
     data: Path = Field(Path("compass-data"), description="Folder of all collections.")
-    cache: Path | None = Field(None, description="This node's cache; default: <data>/cache.")
+    cache: Path | None = Field(None, description="This node's cache; default: <data>/cache. Not on NFS.")
     host: str = Field("127.0.0.1", description="Address of Compass's own HTTP door.")
-    port: int = Field(8000, ge=0, le=65535, description="Port of Compass's own HTTP door.")
-    serve_port: int = Field(8001, ge=0, le=65535, description="Port of Ray Serve's HTTP proxy.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of Compass's own HTTP door.")
+    serve_port: int = Field(8001, ge=1, le=65535, description="Port of Ray Serve's HTTP proxy.")
     gateways: int = Field(1, ge=1, le=64, description="Gateway replicas.")
     api_key: SecretStr | None = Field(None, description="Wanted as `Authorization: Bearer <key>`; unset: open.")
     allowed_hosts: str = Field("", description="Further Host names of an open server, by comma.")
@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     embed_timeout_s: float = Field(60.0, gt=0, description="One request to an embedding endpoint.")
     embed_retry_s: float = Field(60.0, ge=0, description="How long a rebuild retries one batch.")
     rebuild_actors: int = Field(2, ge=1, description="Embed actors of one rebuild.")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _is_a_folder(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError(f"{value} is a URL; this version keeps its data in a folder, local or NFS")
+        return value
 
     @property
     def cache_dir(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,17 @@ from compass.settings import Settings
 
 
 def run(data: Path | None, chunks: int) -> int:
-    """Run it; the exit code: 0 if no query failed and every step did what it promises."""
+    """Run it; the exit code: 0 if no query failed and every step did what it promises.
+
+    Its service is its own: settings meant for another one, a key above all, do not reach it.
+    """
+    for name in [n for n in os.environ if n.startswith("COMPASS_") and not n.startswith("COMPASS_EMBED_KEY_")]:
+        del os.environ[name]
     return 0 if demo(data, _serving, chunks=chunks).ok else 1
 
 
 @contextmanager
 def _serving(data: Path) -> Iterator[str]:
-    settings = Settings(data=data / "service", port=free_port(), serve_port=free_port(), api_key=None)
+    settings = Settings(data=data / "service", port=free_port(), serve_port=free_port())
     with service.running(settings, click.echo, dashboard=False) as running:
         yield running.url

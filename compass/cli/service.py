@@ -9,13 +9,12 @@ import signal
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from compass.errors import CompassError, TakenOverError, UnavailableError
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 LOCK_FILE = "serve.lock"  # held while the service lives, by the kernel's word; names its process
-READY_S = 90.0
+TELL_S = 10.0  # how often a long start says that it goes on
 STOP_S = 30.0
 KILL_S = 15.0
 
@@ -49,8 +48,10 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
 
     Raises:
         TakenOverError: another service has this data folder.
-        UnavailableError: a port is taken, or the service did not become ready.
+        UnavailableError: a port is taken.
+        KeyboardInterrupt: SIGINT or SIGTERM before the service was ready.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop during the start saves and cleans up too
     settings.data.mkdir(parents=True, exist_ok=True)
     held = _hold(settings)
     strangers = set(psutil.Process().children(recursive=True))
@@ -77,7 +78,7 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         serve.start(http_options={"host": settings.host, "port": settings.serve_port})
         serve.run(build(_given(settings)), name=APP, route_prefix="/", blocking=False)
         url = f"http://{_host(settings.host)}:{settings.port}"
-        _await_ready(url)
+        _await_ready(url, say)
         shown = getattr(context, "dashboard_url", None)
         yield Service(
             url, f"http://{_host(settings.host)}:{settings.serve_port}", f"http://{shown}" if shown else None
@@ -109,7 +110,10 @@ def stop(data: Path, say: Say) -> None:
     lock = FileLock(data / LOCK_FILE)
     if not lock.path.exists() or lock.acquire():
         raise UnavailableError(f"no `compass serve` runs on {data}")
-    pid = int(lock.holder()["pid"])
+    holder = lock.holder()
+    if holder.get("host") != socket.gethostname():
+        raise UnavailableError(f"the `compass serve` of {data} runs on {holder.get('host')}: stop it there")
+    pid = int(holder["pid"])
     os.kill(pid, signal.SIGTERM)
     say(f"stopping process {pid} …")
     if not lock.acquire(STOP_S + 2 * KILL_S):
@@ -190,18 +194,22 @@ def _check_ports(settings: Settings) -> None:
                 raise UnavailableError(f"cannot listen on {settings.host}:{port}: {error.strerror}") from error
 
 
-def _await_ready(url: str) -> None:
-    deadline, said = time.monotonic() + READY_S, "no answer"
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/ready", timeout=5):
-                return
-        except urllib.error.HTTPError as error:
-            said = error.read().decode()
-        except OSError as error:
-            said = str(error)
+def _await_ready(url: str, say: Say) -> None:
+    """Return when the service answers. A cold start reads every log, and may take its time: it is told."""
+    began = told = time.monotonic()
+    while (why := _why_not_ready(url)) is not None:
+        if time.monotonic() - told > TELL_S:
+            told = time.monotonic()
+            say(f"opening the collections, {told - began:.0f} s so far: {why}")
         time.sleep(0.1)
-    raise UnavailableError(f"{url}/ready did not answer 200 within {READY_S:g} s: {said}")
+
+
+def _why_not_ready(url: str) -> str | None:
+    try:
+        answer = httpx.get(f"{url}/ready", timeout=5, trust_env=False)
+    except httpx.TransportError as error:
+        return str(error)
+    return None if answer.status_code == 200 else str(answer.json().get("detail"))
 
 
 def _given(settings: Settings) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def rebuild_status(space: Space, known: Mapping[str, Any]) -> schemas.RebuildSta
     Its record and its index are asked one after the other, so the status decides: 1.0 is active, and only that.
     """
     progress = 1.0 if space.status == "active" else min(known.get("progress", 0.0), ALMOST)
-    shown = {**known, "status": space.status, "progress": progress, "percent": round(100 * progress, 2)}
+    run = {k: _iso(v) if k in ("started_at", "ended_at") else v for k, v in known.get("run", {}).items()}
+    shown = {**known, "status": space.status, "progress": progress, "percent": round(100 * progress, 2), "run": run}
     return msgspec.convert(_without_none(shown, "error"), schemas.RebuildStatus)
 
 

@@ -27,7 +27,10 @@ def wants_key(app: App, key: str) -> App:
 
 
 def wants_host(app: App, settings: Settings) -> App:
-    """Let through who means this server by its Host: a web page must not reach an open one by DNS rebinding."""
+    """Let through who means this server by its Host, and no web page of another one.
+
+    A page could reach an open server by DNS rebinding (its own Host), or by a plain cross-site POST (its Origin).
+    """
     listed = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
     allowed = {"localhost", "127.0.0.1", "::1", settings.host.strip("[]").lower(), *listed}
 
@@ -37,6 +40,9 @@ def wants_host(app: App, settings: Settings) -> App:
             raise WrongHostError(
                 f"this open server is not {host!r}: list it in COMPASS_ALLOWED_HOSTS, or set COMPASS_API_KEY"
             )
+        origin = header(scope, b"origin")
+        if origin is not None and _host_name(origin.partition(b"://")[2]) != host:
+            raise WrongHostError(f"this open server takes no requests from pages of {origin.decode('latin-1')!r}")
         await app(scope, receive, send)
 
     return guarded

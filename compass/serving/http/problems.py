@@ -44,7 +44,7 @@ def method_not_allowed(method: str, allowed: Iterable[str]) -> Reply:
     """The path is there, the method is not."""
     allow = ", ".join(sorted(allowed))
     document = {
-        "type": "urn:compass:problem:method-not-allowed",
+        "type": "method-not-allowed",
         "title": "Method not allowed",
         "status": 405,
         "detail": f"{method} is not one of {allow}",

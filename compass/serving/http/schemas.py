@@ -15,7 +15,6 @@ INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
 Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
-Positive = Annotated[int, Meta(ge=1, le=INT64_MAX)]
 Beam = Annotated[int, Meta(ge=1, le=10_000)]
 Dims = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 16_384})]
 Name = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"})]
@@ -332,8 +331,8 @@ class RebuildRun(Struct, kw_only=True):
 
     state: Literal["running", "done", "failed", "cancelled", "none"] = "none"
     job_id: str | None = None
-    started_at: float | str | None = None
-    ended_at: float | str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
 
 
 class EndpointStatus(Struct, kw_only=True):
@@ -346,8 +345,20 @@ class EndpointStatus(Struct, kw_only=True):
     last_error: str | None = None
 
 
+class QuarantinedChunk(Struct, kw_only=True):
+    """A chunk that the endpoint refuses for itself."""
+
+    id: int
+    file_id: str
+    chunk_index: int
+    reason: str
+
+
 class RebuildStatus(Struct, kw_only=True):
-    """How far a space is. `progress` never falls and is 1.0 exactly when the space turned active."""
+    """How far a space is. `progress` never falls and is 1.0 exactly when the space turned active.
+
+    `failed` counts the chunks that the endpoint refuses for themselves; `quarantined` lists the first 100.
+    """
 
     status: Status
     progress: float = 0.0
@@ -360,6 +371,7 @@ class RebuildStatus(Struct, kw_only=True):
     eta_s: float | None = None
     run: RebuildRun = msgspec.field(default_factory=RebuildRun)
     endpoints: list[EndpointStatus] = []
+    quarantined: list[QuarantinedChunk] = []
     error: str | UnsetType = UNSET
 
 

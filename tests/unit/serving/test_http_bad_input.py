@@ -340,7 +340,7 @@ async def test_malformed_json(http: Any, body: bytes) -> None:
         *([("POST", "/collections/docs/vector-spaces/old/rebuild")] if body else []),
     ]:
         problem = await refused(http, path, body, 400, method)
-        assert problem["type"] == "urn:compass:problem:malformed-body"
+        assert problem["type"] == "malformed-body"
 
 
 async def test_json_nested_without_end(http: Any) -> None:

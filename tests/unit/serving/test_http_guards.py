@@ -87,6 +87,17 @@ async def test_a_wrong_host_on_an_open_server(new_service: Callable[..., Any], h
     assert service.router.states == {}
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"), [("https://evil.example", 421), ("null", 421), ("http://localhost:3000", 200)]
+)
+async def test_a_page_of_another_site(new_service: Callable[..., Any], origin: str, status: int) -> None:
+    """A cross-site request to an open server is turned away by its Origin, whatever its Host says."""
+    service = new_service()
+    async with service.http("http://localhost:8000") as http:
+        answer = await http.get("/collections", headers={"origin": origin, "host": "localhost:8000"})
+    assert answer.status_code == status
+
+
 async def test_a_server_bound_to_all_addresses_is_each_of_them(new_service: Callable[..., Any]) -> None:
     """The address that the connection came in on is a right Host; a name never is by itself."""
     service = new_service(host="0.0.0.0")

@@ -109,7 +109,7 @@ async def test_a_second_collection_of_a_name_is_a_conflict(http: Any, docs: Any)
     """409 with its own type."""
     answer = await http.post("/collections", json={"name": "docs"})
     assert answer.status_code == 409
-    assert answer.json()["type"] == "urn:compass:problem:collection-exists"
+    assert answer.json()["type"] == "collection-exists"
 
 
 async def test_ingest_answers_ids_by_client_id(http: Any, docs: Any) -> None:
@@ -235,9 +235,9 @@ async def test_a_space_is_added_listed_changed_and_dropped(http: Any, docs: Any)
 async def test_a_second_space_of_a_name_and_the_default_are_conflicts(http: Any, docs: Any) -> None:
     """409 space-exists, 409 default-space."""
     again = await http.post("/collections/docs/vector-spaces", json={"name": "old", "dims": 4, "model": "m"})
-    assert (again.status_code, again.json()["type"]) == (409, "urn:compass:problem:space-exists")
+    assert (again.status_code, again.json()["type"]) == (409, "space-exists")
     default = await http.delete("/collections/docs/vector-spaces/old")
-    assert (default.status_code, default.json()["type"]) == (409, "urn:compass:problem:default-space")
+    assert (default.status_code, default.json()["type"]) == (409, "default-space")
 
 
 async def test_a_rebuild_starts_conflicts_and_is_cancelled(http: Any, docs: Any) -> None:
@@ -256,7 +256,7 @@ async def test_a_rebuild_starts_conflicts_and_is_cancelled(http: Any, docs: Any)
     (spec,) = docs.router.rebuilds.values()
     assert spec.endpoints == ("http://127.0.0.1:9/embed", "http://127.0.0.1:10/embed")
     assert (spec.batch_size, spec.api_key_env, spec.concurrency) == (16, "COMPASS_EMBED_KEY_A", 4)
-    assert (await http.post(path, json=body)).json()["type"] == "urn:compass:problem:rebuild-running"
+    assert (await http.post(path, json=body)).json()["type"] == "rebuild-running"
     assert (await http.delete(path)).status_code == 202
     assert (await http.delete(path)).status_code == 404
     assert (await http.post("/collections/docs/vector-spaces/no/rebuild", json=body)).status_code == 404
@@ -291,7 +291,7 @@ async def test_a_swap_changes_the_default_and_its_epoch(http: Any, docs: Any) ->
     body = {"vector": [1, 0, 0], "vector_space": "fed"}
     assert (await http.post("/collections/docs/search", json=body)).json()["epoch"] == 2
     stale = await http.put("/collections/docs/default-vector-space", json={"name": "old", "expected_epoch": 1})
-    assert (stale.status_code, stale.json()["type"]) == (409, "urn:compass:problem:epoch-mismatch")
+    assert (stale.status_code, stale.json()["type"]) == (409, "epoch-mismatch")
     same = await http.put("/collections/docs/default-vector-space", json={"name": "fed"})
     assert (same.status_code, same.json()["epoch"]) == (200, 2)
 
@@ -301,9 +301,9 @@ async def test_a_swap_to_what_is_not_ready_is_refused(http: Any, docs: Any) -> N
     path = "/collections/docs/default-vector-space"
     assert (await http.put(path, json={"name": "no"})).status_code == 404
     await http.post("/collections/docs/vector-spaces", json={"name": "new", "dims": 8, "model": "m"})
-    assert (await http.put(path, json={"name": "new"})).json()["type"] == "urn:compass:problem:space-not-active"
+    assert (await http.put(path, json={"name": "new"})).json()["type"] == "space-not-active"
     docs.router.swap_lags = True
-    assert (await http.put(path, json={"name": "fed"})).json()["type"] == "urn:compass:problem:space-lags"
+    assert (await http.put(path, json={"name": "fed"})).json()["type"] == "space-lags"
 
 
 async def test_a_building_space_says_how_far_it_is(http: Any, docs: Any) -> None:
@@ -311,7 +311,7 @@ async def test_a_building_space_says_how_far_it_is(http: Any, docs: Any) -> None
     await http.post("/collections/docs/vector-spaces", json={"name": "new", "dims": 8, "model": "m"})
     answer = await http.post("/collections/docs/search", json={"query": "x", "vector_space": "new"})
     assert answer.status_code == 409
-    assert answer.json()["type"] == "urn:compass:problem:space-not-active"
+    assert answer.json()["type"] == "space-not-active"
     assert answer.json()["progress"] == 0.25
 
 
@@ -420,7 +420,7 @@ async def test_a_bug_shows_nothing_of_the_inside(http: Any, docs: Any, caplog: p
     with caplog.at_level(logging.ERROR):
         answer = await http.post("/collections/docs/ingest", json={"chunks": CHUNKS})
     assert answer.status_code == 500
-    assert answer.json()["type"] == "urn:compass:problem:internal"
+    assert answer.json()["type"] == "internal"
     assert "secret" not in answer.text
     assert "ZeroDivisionError" in caplog.text
 

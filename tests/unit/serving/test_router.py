@@ -1,0 +1,848 @@
+"""The router changes who answers what: each change is checked, committed once, and known everywhere on return."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compass.adapters.builtin_model import HashingModel
+from compass.adapters.clock import boot_clock
+from compass.domain.chunk import ChunkInput
+from compass.domain.search import Query
+from compass.domain.space import Space, SpaceConfig
+from compass.errors import (
+    CollectionExistsError,
+    DefaultSpaceError,
+    EndpointUnavailableError,
+    EpochMismatchError,
+    InvalidRequestError,
+    NotFoundError,
+    RebuildRunningError,
+    SpaceExistsError,
+    SpaceLagsError,
+    SpaceNotActiveError,
+    StorageError,
+    TakenOverError,
+    UnavailableError,
+)
+from compass.serving.collection import CollectionService
+from compass.serving.ports import CollectionSpec, RebuildSpec
+from compass.serving.publisher import Publisher
+from compass.serving.route_table import RouteTable
+from compass.serving.router import RouterService
+from compass.serving.space_index import SpaceIndex
+from compass.storage import incarnation
+from compass.storage.objects import LocalObjects
+from compass.storage.root import Root
+
+LEASE_S = 4.0
+DIMS = 16
+OLD, NEW = SpaceConfig(DIMS, "a", "http://a"), SpaceConfig(DIMS, "b", "http://b")
+
+
+class Model:
+    """An endpoint: the built-in model, or an error while it is down."""
+
+    def __init__(self, name: str) -> None:
+        self._model = HashingModel(name, DIMS)
+        self.down = False
+
+    async def embed(self, texts: Any) -> Any:
+        if self.down:
+            raise EndpointUnavailableError("the endpoint is down")
+        return self._model.embed(texts)
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeRebuild:
+    """A rebuild that runs until a test ends it."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.runs = False
+        self.hangs = False
+
+    async def start(self, job: dict[str, Any]) -> None:
+        self.jobs.append(job)
+        self.runs = True
+
+    async def cancel(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        self.runs = False
+
+    async def running(self) -> bool:
+        return self.runs
+
+
+class Faulty:
+    """A port whose methods a test replaces; all others go to the real one."""
+
+    def __init__(self, real: Any, **methods: Any) -> None:
+        self._real, self._methods = real, methods
+
+    def __getattr__(self, name: str) -> Any:
+        return self._methods.get(name) or getattr(self._real, name)
+
+
+class FakeCluster:
+    """The actors as objects of this process, over one root; what is stopped is started when it is asked again."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.models = {"a": Model("a"), "b": Model("b")}
+        self.collections: dict[str, CollectionService] = {}
+        self.indexes: dict[str, SpaceIndex] = {}
+        self.rebuilds: dict[str, FakeRebuild] = {}
+        self.ended_rebuilds: list[str] = []
+        self.wrap_collection: Callable[[Any], Any] = lambda real: real
+        self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
+        self.router: RouterService | None = None
+
+    def collection(self, uuid: str) -> Any:
+        if uuid not in self.collections:
+            store = self.root.open(uuid, grace_s=0.0)
+            self.collections[uuid] = CollectionService(store, 3_600, incarnation.latest(self.root.objects))
+        return self.wrap_collection(self.collections[uuid])
+
+    def index(self, uuid: str, space: Space) -> Any:
+        if space.id not in self.indexes:
+            view = self.root.view(uuid)
+            view.refresh()
+            recorded = view.state().by_id(space.id)
+
+            async def completed() -> None:
+                assert self.router is not None
+                await self.router.activate(view.state().name, space.id)
+
+            vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
+            self.indexes[space.id] = SpaceIndex(
+                recorded, view, vectors, lambda space: self.models[space.config.model], completed
+            )
+        return self.wrap_index(self.indexes[space.id], space)
+
+    def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
+        return self.rebuilds.setdefault(space.id, FakeRebuild())
+
+    async def find_rebuild(self, space_id: str) -> Any:
+        return self.rebuilds.get(space_id)
+
+    async def stop_collection(self, uuid: str) -> None:
+        if uuid in self.collections:
+            await self.collections.pop(uuid).close()
+
+    async def stop_index(self, space_id: str) -> None:
+        if space_id in self.indexes:
+            await self.indexes.pop(space_id).close()
+
+    async def stop_rebuild(self, space_id: str) -> None:
+        if self.rebuilds.pop(space_id, None) is not None:
+            self.ended_rebuilds.append(space_id)
+
+    async def close(self) -> None:
+        for space_id in list(self.indexes):
+            await self.stop_index(space_id)
+        for uuid in list(self.collections):
+            await self.stop_collection(uuid)
+
+
+class World:
+    """A router, two gateways that poll it, and the actors behind them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = Root(LocalObjects(folder / "data"), folder / "cache")
+        self.cluster = FakeCluster(self.root)
+        self.tables: list[RouteTable] = []
+        self._polling: list[asyncio.Task[None]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A router and its gateways; the one before has ended after all its gateways."""
+        self.publisher = Publisher(incarnation.claim(self.root.objects), LEASE_S, boot_clock, True, drain_s=1.0)
+        self.router = RouterService(self.root, self.cluster, self.publisher)
+        self.cluster.router = self.router
+        router = self.router
+        self.tables = [
+            RouteTable(name, lambda ack, name=name: router.poll(name, ack), boot_clock, LEASE_S)  # type: ignore[misc]
+            for name in ("g1", "g2")
+        ]
+        self._polling = [asyncio.create_task(table.run()) for table in self.tables]
+
+    async def end(self) -> None:
+        for task in self._polling:
+            task.cancel()
+        await self.router.close()
+
+    async def close(self) -> None:
+        await self.end()
+        await self.cluster.close()
+
+    async def create(self, *chunks: str, **spaces: SpaceConfig) -> str:
+        """The collection `docs` with the default `old` and these spaces beside it; its uuid."""
+        await self.router.create_collection(CollectionSpec("docs", {"old": OLD, **spaces}, "old"))
+        await self.ingest(*chunks)
+        return self.route().uuid
+
+    async def ingest(self, *texts: str) -> int:
+        chunks = [ChunkInput(text, 0, text) for text in texts]
+        seq = (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
+        return int(seq)
+
+    def route(self) -> Any:
+        """The route of `docs`, on which all gateways must agree."""
+        first, second = (table.table.route("docs") for table in self.tables)
+        assert first == second == self.publisher.table.route("docs")
+        return first
+
+    def space(self, name: str) -> Space:
+        space: Space = self.route().spaces[name]
+        return space
+
+    def folder_of(self, space: Space, uuid: str) -> Path:
+        return self.folder / "data" / uuid / "spaces" / space.id
+
+    async def level(self, space: Space) -> int:
+        """Wait until a space has all that was written; how many chunks it lacks after all."""
+        for store in [service._store for service in self.cluster.collections.values()]:
+            if space.id in store.state.spaces:
+                return int(await self.cluster.indexes[space.id].follow(store.seq, 5))
+        return await self.cluster.indexes[space.id].follow(0, 5)
+
+    async def found(self, text: str, name: str | None = None) -> list[str]:
+        """The texts that a query finds, best first, through a gateway's table."""
+        async with self.tables[0].route("docs", name) as routed:
+            vector = (await self.cluster.models[routed.space.config.model].embed([text]))[0]
+            index = self.cluster.indexes[routed.space.id]
+            await self.level(routed.space)
+            hits = (await index.search([Query(vector, top_k=5)]))[0]
+        return [hit.chunk.text for hit in hits]
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A service without collections; nothing in it waits for long."""
+    for name, seconds in {"CATCH_UP_S": 0.3, "TEND_S": 0.05, "REAP_S": 0.02, "CANCEL_S": 0.1}.items():
+        monkeypatch.setattr(f"compass.serving.router.{name}", seconds)
+    monkeypatch.setattr("compass.serving.space_index.POLL_S", 0.02)
+    monkeypatch.setattr("compass.serving.space_index.RETRY_S", 0.05)
+    made = World(tmp_path)
+    yield made
+    await made.close()
+
+
+async def until(condition: Callable[[], Any], wait_s: float = 10.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
+
+
+def raises(error: Exception) -> Any:
+    """A method that raises."""
+
+    async def method(*args: Any) -> Any:
+        raise error
+
+    return method
+
+
+# ---- collections
+
+
+async def test_a_created_collection_is_known_to_every_gateway(world: World) -> None:
+    """When create returns its spaces are active, its default is set, and each gateway routes to it."""
+    await world.create(new=NEW)
+    route = world.route()
+    assert (route.default, route.epoch) == ("old", 1)
+    assert {s.name: (s.status, s.follows) for s in route.spaces.values()} == {
+        "old": ("active", True),
+        "new": ("active", True),
+    }
+    with pytest.raises(CollectionExistsError):
+        await world.create()
+
+
+async def test_a_collection_whose_index_does_not_start_is_created_nevertheless(world: World) -> None:
+    """What the root holds is in the table, whatever the indexes do: a durable collection is never a 404."""
+    world.cluster.wrap_index = lambda real, space: Faulty(real, configure=raises(StorageError("damaged")))
+    await world.create()
+    assert world.route().default == "old"
+
+
+async def test_deleting_a_collection_deletes_every_byte(world: World) -> None:
+    """After delete no gateway routes to it and no file of it is left; the name is free again."""
+    uuid = await world.create("one")
+    await world.router.delete_collection("docs")
+    assert all("docs" not in table.table.collections for table in world.tables)
+    assert not list((world.folder / "data").rglob(f"*{uuid}*/*"))
+    assert not (world.folder / "cache" / uuid).exists()
+    assert not world.cluster.collections
+    assert not world.cluster.indexes
+    with pytest.raises(NotFoundError):
+        await world.router.delete_collection("docs")
+    assert await world.create() != uuid
+
+
+async def test_a_collection_that_could_not_be_deleted_comes_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete that fails before anything durable happened leaves the collection to be found again."""
+    await world.create("one")
+
+    def fail(name: str) -> None:
+        raise UnavailableError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.root, "delete", fail)
+        with pytest.raises(UnavailableError):
+            await world.router.delete_collection("docs")
+    await until(lambda: all("docs" in table.table.collections for table in world.tables))
+    assert await world.found("one") == ["one"]
+
+
+# ---- spaces
+
+
+async def test_an_added_space_is_building_and_follows_nothing(world: World) -> None:
+    """Adding a space starts no work; a search by its name is refused; its name is taken."""
+    await world.create("one")
+    await world.router.add_space("docs", "new", NEW)
+    space = world.space("new")
+    assert (space.status, space.follows) == ("building", False)
+    with pytest.raises(SpaceNotActiveError):
+        await world.found("one", "new")
+    with pytest.raises(SpaceExistsError):
+        await world.router.add_space("docs", "new", NEW)
+
+
+async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> None:
+    """What PATCH changed is in the table, and in what the index works with, when the call returns."""
+    await world.create()
+    await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved", "ef_search": 99})
+    config = world.space("old").config
+    assert (config.embed_endpoint, config.hnsw.ef_search, config.hnsw.m) == ("http://moved", 99, OLD.hnsw.m)
+    assert world.cluster.indexes[world.space("old").id]._space.config == config
+
+
+async def test_activation_wants_the_frontier(world: World) -> None:
+    """A building space that lacks a chunk is not activated; one that lacks none is, once and for good."""
+    await world.create("one")
+    await world.router.add_space("docs", "new", NEW)
+    space = world.space("new")
+    with pytest.raises(SpaceLagsError) as refused:
+        await world.router.activate("docs", space.id)
+    assert refused.value.fields == {"space": "new", "lag": 1}
+    vectors = world.root.space_vectors(world.route().uuid, space.id, DIMS)
+    vids = world.root.view(world.route().uuid).embeddable_vids()
+    key = vectors.append(vids, await world.cluster.models["b"].embed(["one"]))
+    await world.cluster.indexes[space.id].absorb([key])
+    await world.router.activate("docs", space.id)
+    assert (world.space("new").status, world.space("new").follows) == ("active", True)
+    assert await world.found("one", "new") == ["one"]
+    await world.router.fail("docs", space.id, "too late")
+    assert world.space("new").status == "active"
+
+
+async def test_a_space_that_callers_feed_turns_active_by_itself(world: World) -> None:
+    """Without an endpoint and a rebuild a space is active once each live chunk has its vector."""
+    uuid = await world.create("one", "two")
+    await world.router.add_space("docs", "fed", SpaceConfig(DIMS, "b"))
+    space = world.space("fed")
+    for text in ("one", "two"):
+        assert world.space("fed").status == "building"
+        vector = (await world.cluster.models["b"].embed([text]))[0]
+        await world.cluster.collection(uuid).ingest([ChunkInput(text, 0, text, vectors={space.id: vector})])
+    await until(lambda: world.publisher.table.route("docs").spaces["fed"].status == "active")
+    assert (await world.found("two", "fed"))[0] == "two"
+
+
+async def test_a_failure_is_recorded_of_a_space_that_never_was_active(world: World) -> None:
+    """`fail` says why in the space's record; the next rebuild makes it building again."""
+    await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    await world.router.fail("docs", world.space("new").id, "the endpoint lied")
+    assert (world.space("new").status, world.space("new").error) == ("failed", "the endpoint lied")
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    assert (world.space("new").status, world.space("new").error) == ("building", None)
+
+
+async def test_a_dropped_space_is_gone_with_its_bytes(world: World) -> None:
+    """After drop no gateway knows the name and no byte of it is left; the other spaces answer as before."""
+    uuid = await world.create("one", new=NEW)
+    await world.ingest("two")
+    assert await world.level(world.space("new")) == 0
+    assert await world.level(world.space("old")) == 0
+    dropped, kept = world.space("new"), world.root.space_vectors(uuid, world.space("old").id, DIMS)
+    assert list(world.folder_of(dropped, uuid).rglob("*.arrow"))
+    before = kept.get(kept.have())
+    await world.router.drop_space("docs", "new")
+    assert not world.folder_of(dropped, uuid).exists()
+    assert set(world.route().spaces) == {"old"}
+    assert dropped.id not in world.cluster.indexes
+    np.testing.assert_array_equal(kept.get(kept.have())[1], before[1])
+    assert (await world.found("two"))[0] == "two"
+    with pytest.raises(NotFoundError):
+        await world.router.drop_space("docs", "new")
+
+
+async def test_a_drop_waits_for_the_queries_in_flight(world: World) -> None:
+    """A query that took the old table finishes on the index that it began with."""
+    await world.create("one", new=NEW)
+    async with world.tables[1].route("docs", "new") as routed:
+        dropping = asyncio.create_task(world.router.drop_space("docs", "new"))
+        await until(lambda: "new" not in world.tables[1].table.route("docs").spaces)
+        await asyncio.sleep(0.1)
+        assert routed.space.id in world.cluster.indexes
+        assert not dropping.done()
+    await dropping
+    assert routed.space.id not in world.cluster.indexes
+
+
+async def test_the_default_is_neither_dropped_nor_restarted(world: World) -> None:
+    """What answers queries is not emptied under them."""
+    await world.create("one")
+    before = world.route()
+    with pytest.raises(DefaultSpaceError):
+        await world.router.drop_space("docs", "old")
+    with pytest.raises(DefaultSpaceError):
+        await world.router.start_rebuild("docs", "old", RebuildSpec(restart=True))
+    assert world.route() == before
+    assert await world.found("one") == ["one"]
+
+
+# ---- the swap
+
+
+async def test_swap_and_rollback_lose_nothing(world: World) -> None:
+    """The default changes everywhere, epochs grow, and what was written in between is in both spaces."""
+    await world.create("one", new=NEW)
+    assert await world.router.swap("docs", "new", False, 1) == {"previous": "old", "current": "new", "epoch": 2}
+    assert (world.route().default, world.route().epoch, world.route().next_default) == ("new", 2, None)
+    await world.ingest("two")
+    assert await world.router.swap("docs", "old", False, None) == {"previous": "new", "current": "old", "epoch": 3}
+    assert sorted(await world.found("two")) == ["one", "two"]
+    assert sorted(await world.found("two", "new")) == ["one", "two"]
+
+
+async def test_a_swap_to_the_default_changes_nothing(world: World) -> None:
+    """PUT of the present default answers it, and neither epoch nor log move."""
+    uuid = await world.create()
+    before = (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"])
+    assert await world.router.swap("docs", "old", False, None) == {"previous": "old", "current": "old", "epoch": 1}
+    assert (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"]) == before
+
+
+async def test_a_swap_to_what_may_not_answer_is_refused(world: World) -> None:
+    """A space that is building or not there, or an epoch that is not the present one, changes nothing."""
+    await world.create(ready=NEW)
+    await world.router.add_space("docs", "new", NEW)
+    before = world.route()
+    with pytest.raises(SpaceNotActiveError):
+        await world.router.swap("docs", "new", True, None)
+    with pytest.raises(NotFoundError):
+        await world.router.swap("docs", "nothing", False, None)
+    with pytest.raises(EpochMismatchError) as mismatch:
+        await world.router.swap("docs", "ready", True, 2)
+    assert mismatch.value.fields == {"epoch": 1, "expected_epoch": 2}
+    assert world.route() == before
+
+
+async def test_a_lagging_target_is_refused_unless_forced(world: World) -> None:
+    """While the target's endpoint is down a swap is refused with the lag; by force it goes; the rest heals."""
+    await world.create("one", new=NEW)
+    assert await world.level(world.space("new")) == 0
+    world.cluster.models["b"].down = True
+    await world.ingest("two", "three")
+    with pytest.raises(SpaceLagsError) as lags:
+        await world.router.swap("docs", "new", False, None)
+    assert lags.value.fields["lag"] == 2
+    assert (world.route().default, world.route().next_default) == ("old", None)
+    assert (await world.router.swap("docs", "new", True, None))["epoch"] == 2
+    world.cluster.models["b"].down = False
+    assert await world.level(world.space("new")) == 0
+    assert sorted(await world.found("two")) == ["one", "three", "two"]
+
+
+async def test_acknowledgements_wait_for_both_while_a_swap_is_under_way(world: World) -> None:
+    """Every gateway knows the target before the frontier is read, and forgets it when the swap is over."""
+    await world.create(new=NEW)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    def held(real: Any, space: Space) -> Any:
+        async def follow(seq: int, wait_s: float) -> int:
+            asked.set()
+            await go_on.wait()
+            return int(await real.follow(seq, wait_s))
+
+        return Faulty(real, follow=follow) if space.name == "new" else real
+
+    world.cluster.wrap_index = held
+    swap = asyncio.create_task(world.router.swap("docs", "new", False, None))
+    await asked.wait()
+    assert (world.route().default, world.route().next_default) == ("old", "new")
+    go_on.set()
+    await swap
+    assert (world.route().default, world.route().next_default) == ("new", None)
+
+
+@pytest.mark.parametrize("error", [UnavailableError("gone"), RuntimeError("a bug")])
+async def test_a_failed_swap_leaves_no_trace(world: World, error: Exception) -> None:
+    """Whatever breaks a swap before its commit, acknowledgements stop waiting for its target."""
+    await world.create(new=NEW)
+    before = world.route()
+    world.cluster.wrap_index = lambda real, space: Faulty(real, follow=raises(error))
+    with pytest.raises(type(error)):
+        await world.router.swap("docs", "new", False, None)
+    assert world.route() == before
+
+
+async def test_a_committed_swap_is_never_reported_as_failed(world: World) -> None:
+    """An index that does not answer after the commit neither fails the swap nor brings the old table back."""
+    await world.create(new=NEW)
+    world.cluster.wrap_index = lambda real, space: Faulty(real, configure=raises(UnavailableError("restarting")))
+    assert (await world.router.swap("docs", "new", False, None))["epoch"] == 2
+    assert (world.route().default, world.route().epoch) == ("new", 2)
+
+
+async def test_a_lost_answer_is_settled_by_the_log(world: World) -> None:
+    """A change whose answer was lost has happened if the log has it."""
+    await world.create(new=NEW)
+
+    def losing(real: CollectionService) -> Any:
+        async def change(change: Any, router: int) -> Any:
+            await real.change(change, router)
+            raise UnavailableError("the connection broke")
+
+        return Faulty(real, change=change)
+
+    world.cluster.wrap_collection = losing
+    assert (await world.router.swap("docs", "new", False, None))["epoch"] == 2
+    assert (world.route().default, world.route().epoch) == ("new", 2)
+
+
+async def test_a_change_that_never_was_committed_is_an_error(world: World) -> None:
+    """A change that the log does not have is reported as failed, and nothing changes."""
+    await world.create(new=NEW)
+    before = world.route()
+    world.cluster.wrap_collection = lambda real: Faulty(real, change=raises(UnavailableError("it was not there")))
+    with pytest.raises(UnavailableError, match="it was not there"):
+        await world.router.swap("docs", "new", False, None)
+    assert world.route() == before
+
+
+async def test_nobody_answers_while_it_is_not_known_what_is_true(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the log can be asked the fence stays up: no gateway answers from the default, old or new."""
+    await world.create(new=NEW)
+    reachable = True
+
+    def losing(real: CollectionService) -> Any:
+        async def change(change: Any, router: int) -> Any:
+            nonlocal reachable
+            reachable = False
+            await real.change(change, router)
+            raise UnavailableError("the connection broke")
+
+        async def state(router: int) -> Any:
+            if not reachable:
+                raise UnavailableError("the connection broke")
+            return await real.state(router)
+
+        return Faulty(real, change=change, state=state)
+
+    world.cluster.wrap_collection = losing
+    swap = asyncio.create_task(world.router.swap("docs", "new", False, None))
+    await until(lambda: not reachable)
+    query = asyncio.create_task(world.found("one"))
+    by_name = await world.found("one", "old")
+    await asyncio.sleep(0.2)
+    assert by_name == []
+    assert not query.done()
+    assert not swap.done()
+    reachable = True
+    assert (await swap)["epoch"] == 2
+    await query
+
+
+async def test_an_older_router_can_change_nothing(world: World) -> None:
+    """Once a newer router has asked a collection, the older one's swap is refused and nothing is committed."""
+    uuid = await world.create(new=NEW)
+    before = world.route()
+    newer = incarnation.claim(world.root.objects)
+    state = await world.cluster.collection(uuid).state(newer)
+    with pytest.raises(TakenOverError):
+        await world.router.swap("docs", "new", True, None)
+    assert await world.cluster.collection(uuid).state(newer) == state
+    assert world.route() == before
+
+
+# ---- rebuilds
+
+
+async def test_a_rebuild_starts_with_its_endpoints(world: World) -> None:
+    """The job names the endpoints of this run; the first becomes the space's own if it has none."""
+    await world.create()
+    await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
+    with pytest.raises(InvalidRequestError):
+        await world.router.start_rebuild("docs", "new", RebuildSpec())
+    answer = await world.router.start_rebuild(
+        "docs", "new", RebuildSpec(("http://b1", "http://b2"), "COMPASS_EMBED_KEY_B", 8)
+    )
+    space = world.space("new")
+    job = world.cluster.rebuilds[space.id].jobs[0]
+    assert answer == {"status": "building", "job_id": job["job_id"]}
+    assert (job["endpoints"], job["batch_size"]) == (["http://b1", "http://b2"], 8)
+    assert (space.config.embed_endpoint, space.config.api_key_env) == ("http://b1", "COMPASS_EMBED_KEY_B")
+    assert space.follows
+
+
+async def test_a_second_rebuild_is_refused(world: World) -> None:
+    """One rebuild of a space at a time; an ended one is in nobody's way, and its process is ended."""
+    await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    space_id = world.space("new").id
+    with pytest.raises(RebuildRunningError):
+        await world.router.start_rebuild("docs", "new", RebuildSpec())
+    world.cluster.rebuilds[space_id].runs = False
+    await until(lambda: world.cluster.ended_rebuilds == [space_id])
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    assert await world.cluster.rebuilds[space_id].running()
+
+
+async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(world: World) -> None:
+    """Who ends the processes of ended runs waits until a starting one runs."""
+    await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    space_id = world.space("new").id
+    world.cluster.rebuilds[space_id].runs = False
+    slow = FakeRebuild()
+
+    async def start(job: dict[str, Any]) -> None:
+        await asyncio.sleep(0.2)
+        slow.runs = True
+
+    slow.start = start  # type: ignore[method-assign]
+    world.cluster.rebuild = lambda *_: world.cluster.rebuilds.setdefault(space_id, slow)  # type: ignore[method-assign]
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await asyncio.sleep(0.1)
+    assert world.cluster.rebuilds.get(space_id) is slow
+
+
+async def test_restart_empties_a_space_under_a_new_id(world: World) -> None:
+    """The name stays, the id is new, it is building again, and the old one's bytes are gone."""
+    uuid = await world.create("one", new=NEW)
+    before = world.space("new")
+    assert await world.level(before) == 0
+    answer = await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+    after = world.space("new")
+    assert (answer["status"], after.status, after.config) == ("building", "building", before.config)
+    assert after.id != before.id
+    assert not world.folder_of(before, uuid).exists()
+    assert world.cluster.rebuilds.keys() == {after.id}
+    assert await world.found("one") == ["one"]
+
+
+async def test_cancel_ends_the_run(world: World) -> None:
+    """A cancelled rebuild's process ends; without a run it is a 404."""
+    await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    with pytest.raises(NotFoundError):
+        await world.router.cancel_rebuild("docs", "new")
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.cancel_rebuild("docs", "new")
+    assert world.cluster.ended_rebuilds == [world.space("new").id]
+    with pytest.raises(NotFoundError):
+        await world.router.cancel_rebuild("docs", "new")
+
+
+async def test_a_run_that_does_not_answer_is_cancelled_nevertheless(world: World) -> None:
+    """When its process hangs, it is ended and the record says cancelled, so that no restart resumes it."""
+    uuid = await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    space = world.space("new")
+    vectors = world.root.space_vectors(uuid, space.id, DIMS)
+    vectors.write_run({"job_id": "j", "state": "running", "attempt": "a"})
+    world.cluster.rebuilds[space.id].hangs = True
+    await world.router.cancel_rebuild("docs", "new")
+    record = vectors.read_run()
+    assert record is not None
+    assert record["state"] == "cancelled"
+    assert world.cluster.rebuilds == {}
+
+
+async def test_a_drop_ends_the_rebuild_first(world: World) -> None:
+    """No run is left that could write into what was dropped."""
+    await world.create()
+    await world.router.add_space("docs", "new", NEW)
+    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    space_id = world.space("new").id
+    await world.router.drop_space("docs", "new")
+    assert world.cluster.ended_rebuilds == [space_id]
+
+
+# ---- restarts and faults
+
+
+@pytest.mark.parametrize("actors_survive", [True, False])
+async def test_a_restarted_router_finds_everything(world: World, actors_survive: bool) -> None:
+    """The logs tell a new router all: collections, default, epoch, spaces, and the rebuild that was running."""
+    uuid = await world.create("one", new=NEW)
+    await world.router.swap("docs", "new", False, None)
+    await world.router.add_space("docs", "third", NEW)
+    world.root.space_vectors(uuid, world.space("third").id, DIMS).write_run({"state": "running", "attempt": "a"})
+    before = world.route()
+    await world.end()
+    if not actors_survive:
+        await world.cluster.close()
+    world.begin()
+    await until(lambda: all(table.ready for table in world.tables))
+    assert world.route() == before
+    assert await world.found("one") == ["one"]
+    assert world.cluster.rebuilds.keys() == {before.spaces["third"].id}
+    assert (await world.router.swap("docs", "old", False, None))["epoch"] == 3
+
+
+async def test_one_collection_that_does_not_open_leaves_the_others_alone(world: World) -> None:
+    """The service comes up without it and opens it as soon as that can be done."""
+    uuid = await world.create("one")
+    await world.router.create_collection(CollectionSpec("other", {"old": OLD}, "old"))
+    await world.end()
+    broken = True
+    open_one = world.cluster.collection
+
+    def collection(asked: str) -> Any:
+        if broken and asked == uuid:
+            raise OSError("the disk is gone")
+        return open_one(asked)
+
+    world.cluster.collection = collection  # type: ignore[method-assign]
+    world.begin()
+    await until(lambda: all(table.ready for table in world.tables))
+    assert world.tables[0].table.collections.keys() == {"other"}
+    broken = False
+    await until(lambda: all("docs" in table.table.collections for table in world.tables))
+    assert await world.found("one") == ["one"]
+
+
+async def test_an_index_that_does_not_open_leaves_the_service_up(world: World) -> None:
+    """With one space's file damaged its queries fail and say why; the other space answers."""
+    uuid = await world.create("one", new=NEW)
+    assert await world.level(world.space("new")) == 0
+    await world.end()
+    await world.cluster.close()
+    (damaged,) = world.folder_of(world.publisher.table.route("docs").spaces["new"], uuid).rglob("*.arrow")
+    damaged.write_bytes(b"nonsense")
+    world.begin()
+    await until(lambda: all(table.ready for table in world.tables))
+    assert await world.found("one") == ["one"]
+    with pytest.raises(StorageError):
+        await world.found("one", "new")
+
+
+async def test_a_root_that_cannot_be_read_is_said_and_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A router that cannot open tells each caller so within its time, and opens once it can."""
+    await world.create("one")
+    await world.end()
+    monkeypatch.setattr("compass.serving.router.OPEN_WAIT_S", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(world.root, "sweep", lambda: (_ for _ in ()).throw(OSError("no such disk")))
+        world.begin()
+        with pytest.raises(UnavailableError, match="still opening"):
+            await world.router.add_space("docs", "new", NEW)
+    assert "no such disk" in caplog.text
+    await until(lambda: all(table.ready for table in world.tables))
+    assert await world.found("one") == ["one"]
+
+
+async def test_a_part_that_ended_for_good_is_started_again(world: World) -> None:
+    """Nobody but the router starts writers and indexes, so it looks after them."""
+    uuid = await world.create("one")
+    space_id = world.space("old").id
+    await world.cluster.stop_index(space_id)
+    await world.cluster.stop_collection(uuid)
+    await until(lambda: space_id in world.cluster.indexes and uuid in world.cluster.collections)
+    assert await world.found("one") == ["one"]
+
+
+async def test_a_collection_is_deleted_though_its_writer_is_dead(world: World) -> None:
+    """Deleting asks nothing of the writer."""
+    uuid = await world.create("one")
+    world.cluster.wrap_collection = lambda real: Faulty(
+        real, state=raises(UnavailableError("dead")), info=raises(UnavailableError("dead"))
+    )
+    await world.router.delete_collection("docs")
+    assert uuid not in world.root.collections().values()
+    assert not (world.folder / "data" / uuid).exists()
+
+
+async def test_other_collections_never_notice(world: World) -> None:
+    """While one collection's change hangs another one's goes through."""
+    await world.create(new=NEW)
+    await world.router.create_collection(CollectionSpec("other", {"old": OLD, "new": NEW}, "old"))
+    go_on = asyncio.Event()
+    uuid = world.route().uuid
+
+    def held(real: CollectionService) -> Any:
+        async def info() -> Any:
+            if real is world.cluster.collections[uuid]:
+                await go_on.wait()
+            return await real.info()
+
+        return Faulty(real, info=info)
+
+    world.cluster.wrap_collection = held
+    hanging = asyncio.create_task(world.router.swap("docs", "new", False, None))
+    async with asyncio.timeout(5):
+        await world.router.swap("other", "new", False, None)
+    assert not hanging.done()
+    go_on.set()
+    await hanging
+
+
+async def test_a_late_answer_brings_nothing_back(world: World) -> None:
+    """A caller that goes away in the middle of a swap changes neither its outcome nor the table after it."""
+    uuid = await world.create(new=NEW)
+    committing, go_on = asyncio.Event(), asyncio.Event()
+
+    def slow(real: CollectionService) -> Any:
+        async def change(change: Any, router: int) -> Any:
+            committing.set()
+            await go_on.wait()
+            return await real.change(change, router)
+
+        return Faulty(real, change=change)
+
+    world.cluster.wrap_collection = slow
+    swap = asyncio.create_task(world.router.swap("docs", "new", False, None))
+    await committing.wait()
+    swap.cancel()
+    go_on.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await swap
+    await until(lambda: world.publisher.table.route("docs").epoch == 2)
+    await world.router.set_space("docs", "old", {"ef_search": 70})
+    assert (world.route().default, world.route().next_default) == ("new", None)
+    assert (await world.cluster.collections[uuid].state(world.publisher.table.incarnation)).epoch == 2
+
+
+def test_vectors_of_models_differ() -> None:
+    """What these tests tell apart is really different: the two models give other vectors for one text."""
+    a, b = (HashingModel(name, DIMS).embed(["one"]) for name in "ab")
+    assert not np.allclose(a, b)
