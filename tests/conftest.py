@@ -19,6 +19,9 @@ import pytest
 
 from compass.embed_server import served
 
+# A key of an embedding endpoint, known to every service that a test starts.
+os.environ["COMPASS_EMBED_KEY_TEST"] = "endpoint-key-" + os.urandom(8).hex()
+
 LEASE_S = 5.0  # short, so that a dead gateway does not make a test wait half a minute
 
 
@@ -71,6 +74,16 @@ class ServiceProcess:
                 if " ".join(child.cmdline()).startswith(f"ray::{title}"):
                     found.append(child)
         return found
+
+    def logs(self) -> bytes:
+        """Everything that its processes have logged so far."""
+        assert self.process is not None
+        files = {str(self.log)}
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                files |= {file.path for file in child.open_files() if "/logs/" in file.path}
+        assert len(files) > 1, "Ray's processes log somewhere"
+        return b"".join(Path(file).read_bytes() for file in files)
 
     def kill(self, title: str) -> int:
         """Kill -9 every worker of that title; how many there were."""

@@ -33,7 +33,13 @@ def test_each_error_leaves_an_actor_as_it_was(kind: type[CompassError]) -> None:
 def test_each_error_is_a_problem_document(kind: type[CompassError]) -> None:
     """The members of RFC 9457, and what a program needs; a retry helps where the class says so."""
     problem = kind("a sentence", {"lag": 3}).problem()
-    assert problem == {"type": kind.type, "title": kind.title, "status": kind.status, "detail": "a sentence", "lag": 3}
+    assert problem == {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": "a sentence",
+        "lag": 3,
+    }
     assert 400 <= kind.status < 600
 
 
