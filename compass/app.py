@@ -109,17 +109,20 @@ class RouterProcess(RouterService):
         Call it when no gateway is left: the next router will not wait for a lease of theirs.
         """
         self._watch.cancel()
+        await super().close()
         await self._actors.stop_all()
         if self._alone or boot_clock() - self._began > self._values.lease_s:  # else a predecessor's may still run
             await asyncio.to_thread(incarnation.release, self._objects, self._number)
 
     async def _end_when_idle(self, publisher: Publisher) -> None:
-        idle_s, waited_s = self._values.idle_exit_s, 0.0
+        await asyncio.wait([self._opened])  # no poll is answered before, however long that takes
+        opened_at, idle_s, waited_s = boot_clock(), self._values.idle_exit_s, 0.0
         while not publisher.superseded and waited_s < idle_s:
             await asyncio.sleep(1)
-            waited_s = boot_clock() - publisher.last_renewal
+            waited_s = boot_clock() - max(publisher.last_renewal, opened_at)
         if not publisher.superseded:
             log.warning("no gateway for %g s: the service ends", idle_s)
+            await super().close()
             await self._actors.stop_all()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compass.domain.chunk import IntVector, has_text
+from compass.rebuild.job import EVERY_VID
 from compass.storage.objects import Objects
 from compass.storage.parts import PartRef, Snapshot, read_part
 
@@ -72,13 +73,14 @@ class Plan:
         return sum(d.count for d in self.descriptors)
 
 
-def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector) -> Plan:
-    """Plan the chunks that have a text and whose vid is neither in `have` nor in `skip`.
+def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector, below: int = EVERY_VID) -> Plan:
+    """Plan the chunks that have a text and whose vid is less than `below`, and neither in `have` nor in `skip`.
 
     Args:
         parts: The live rows of a snapshot.
         have: vids that have a vector in the space.
         skip: vids that no attempt would change: the quarantine.
+        below: the other vids are the work of the space's follower.
     """
     missing: list[tuple[PartRef, Offsets]] = []
     live = blank = had = skipped = 0
@@ -86,7 +88,8 @@ def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector) -> Plan:
     for part in parts:
         there = ~part.blank & np.isin(part.vids, have)
         refused = ~part.blank & ~there & np.isin(part.vids, skip)
-        missing.append((part.part, np.flatnonzero(~(part.blank | there | refused)).astype(np.int32)))
+        wanted = ~(part.blank | there | refused) & (part.vids < below)
+        missing.append((part.part, np.flatnonzero(wanted).astype(np.int32)))
         live += len(part.vids)
         blank += int(part.blank.sum())
         had += int(there.sum())
@@ -104,13 +107,13 @@ def _cut(missing: Sequence[tuple[PartRef, Offsets]]) -> Iterator[Descriptor]:
             yield Descriptor(part, rows[at : at + size])
 
 
-def read_plan(objects: Objects, snapshot: Snapshot, have: IntVector, skip: IntVector) -> Plan:
+def read_plan(objects: Objects, snapshot: Snapshot, have: IntVector, skip: IntVector, below: int = EVERY_VID) -> Plan:
     """Plan a snapshot, reading one part after the other.
 
     Raises:
         MissingObjectError: compaction has removed a part meanwhile; take a new snapshot.
     """
-    return plan((_rows(objects, ref) for ref in snapshot.parts), have, skip)
+    return plan((_rows(objects, ref) for ref in snapshot.parts), have, skip, below)
 
 
 def _rows(objects: Objects, ref: PartRef) -> PartRows:

@@ -28,7 +28,7 @@ from compass.errors import (
 )
 from compass.rebuild.backlog import Backlog
 from compass.rebuild.fleet import Fleet
-from compass.rebuild.job import RebuildJob, RunRecord, RunState
+from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState
 from compass.rebuild.pipeline import stream
 from compass.rebuild.plan import Plan, read_plan
 from compass.rebuild.ports import Collection, Router, SpaceIndex
@@ -146,13 +146,19 @@ class RebuildRun:
         stored = await self._stored()
         if stored is not None and stored.state == "running":
             log.info("the rebuild %s of space %s goes on", stored.job.job_id, self._space_id)
-            await self._begin(stored.job, stored.started_at, stored.progress)
+            await self._begin(stored.job, stored.started_at, stored.progress, stored.owns_below)
 
-    async def _begin(self, job: RebuildJob, started_at: float, progress: Progress) -> None:
-        """Accept the run before anything durable is listed: from here older attempts append nothing more."""
+    async def _begin(
+        self, job: RebuildJob, started_at: float, progress: Progress, owns_below: int = EVERY_VID
+    ) -> None:
+        """Accept the run before anything durable is listed: from here older attempts append nothing more.
+
+        The vids from `owns_below` on are the follower's already, and it may have some of them in flight.
+        """
         self._progress, self._fleet = replace(progress, active=False), Fleet()
         self._moved_at_s = self._clock()
-        record = RunRecord(job, uuid.uuid4().hex, "running", started_at, progress=self._progress)
+        attempt = uuid.uuid4().hex
+        record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
         await self._accept(record)
         self._task = asyncio.create_task(self._run())
 
@@ -183,11 +189,14 @@ class RebuildRun:
 
     async def _fill_from_snapshot(self) -> None:
         """Embed what a snapshot holds; a new one when compaction has taken its parts away meanwhile."""
+        assert self._record is not None
+        if not self._record.owns_below:  # an earlier attempt was through with it
+            return
         for _ in range(SNAPSHOTS):
             snapshot = await self._collection.checkpoint()
             try:
                 plan = await asyncio.to_thread(self._plan, snapshot)
-                await self._own(plan.newest + 1)
+                await self._own(min(self._record.owns_below, plan.newest + 1))
                 await self._fill(plan)
             except MissingObjectError as error:
                 log.info("the snapshot at seq %d is gone, taking a new one: %s", snapshot.seq, error.detail)
@@ -197,7 +206,8 @@ class RebuildRun:
 
     def _plan(self, snapshot: Any) -> Plan:
         skip = np.fromiter(self._vectors.quarantined(), np.int64)
-        plan = read_plan(self._objects, snapshot, self._vectors.have(), skip)
+        assert self._record is not None
+        plan = read_plan(self._objects, snapshot, self._vectors.have(), skip, self._record.owns_below)
         now_s = self._clock()
         counts = {"embedded": plan.had, "failed": plan.skipped, "blank": plan.blank}
         self._progress = self._progress.planned(now_s, total=plan.live, **counts)

@@ -53,18 +53,21 @@ class BatchedIndex:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                await self._send(batch)
+                await self._send([(query, answer) for query, answer in batch if not answer.done()])
         finally:
             self._free += 1
 
     async def _send(self, batch: list[tuple[Query, asyncio.Future[list[Hit]]]]) -> None:
+        if not batch:  # those who asked have gone
+            return
         try:
             found = await self._index.search([query for query, _ in batch])
+            answers = list(zip(batch, found, strict=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who asked
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
-        for (_, answer), hits in zip(batch, found, strict=True):
+        for (_, answer), hits in answers:
             if not answer.done():
                 answer.set_result(hits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,9 @@ import ray
 from ray.actor import ActorClass, ActorHandle
 
 from compass.domain.space import Space
-from compass.errors import CompassError
 from compass.serving.remote import NAMESPACE, Remote
+
+log = logging.getLogger(__name__)
 
 ROUTER = "router"
 CLOSE_S = 20.0
@@ -92,9 +94,11 @@ class RayCluster:
         handle = await asyncio.to_thread(self._find, name)
         if handle is None:
             return
-        with contextlib.suppress(CompassError, TimeoutError):
+        try:
             async with asyncio.timeout(CLOSE_S):
                 await Remote(lambda: handle, once=frozenset({"close"})).close()
+        except Exception as error:  # noqa: BLE001 - it ends all the same; what it held is in the store
+            log.warning("%s does not close, its process is ended: %s", name, error or "timeout")
         with contextlib.suppress(ValueError):
             await asyncio.to_thread(ray.kill, handle, no_restart=True)
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from compass.domain.chunk import Chunk, ChunkInput
-from compass.domain.collection import Change, CollectionState
+from compass.domain.collection import Change, CollectionState, SetSpace
 from compass.domain.filters import Filter
 from compass.domain.receipts import Deleted, Ingested
-from compass.errors import CompassError, TakenOverError
+from compass.errors import CompassError, TakenOverError, UnavailableError
 from compass.storage.collection_store import CollectionStore
 from compass.storage.parts import Snapshot
 
@@ -34,6 +34,7 @@ class CollectionService:
         """
         self._store, self._router = store, router
         self._changing = asyncio.Lock()
+        self._unsure = False  # whether a change may yet turn up in the log
         self._pool = ThreadPoolExecutor(WRITERS, "commit")
         self._task = asyncio.get_running_loop().create_task(self._keep_house(checkpoint_s))
 
@@ -41,6 +42,8 @@ class CollectionService:
         """The spaces, the default, the epoch, for a router of this incarnation."""
         async with self._changing:
             self._heed(router)
+            if self._unsure:
+                await self._make_sure()
             return self._store.state
 
     async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
@@ -56,10 +59,15 @@ class CollectionService:
 
         Raises:
             TakenOverError: a newer router has asked meanwhile; nothing changes.
+            UnavailableError: it may have happened; `state` tells.
         """
         async with self._changing:
             self._heed(router)
-            return await self._do(self._store.change, change)
+            try:
+                return await self._do(self._store.change, change)
+            except UnavailableError:
+                self._unsure = True
+                raise
 
     async def chunk(self, chunk_id: int) -> Chunk | None:
         """One chunk, or None."""
@@ -82,11 +90,18 @@ class CollectionService:
         await self._do(self._store.compact)
 
     async def close(self) -> None:
-        """Checkpoint, so that the next start is quick, and let go of the store."""
+        """Let go of the store; what is committed is durable already."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         await self._do(self._store.close)
+
+    async def _make_sure(self) -> None:
+        """Win the next commit: a change whose answer was lost is before it, or never will be in the log."""
+        default = self._store.state.default
+        assert default is not None, "a collection has a default"
+        await self._do(self._store.change, SetSpace(default))
+        self._unsure = False
 
     def _heed(self, router: int) -> None:
         """Take no order of a router whose successor has read the state: it would change behind its back."""
@@ -108,3 +123,5 @@ class CollectionService:
                     await self._do(self._store.compact)
             except CompassError as error:
                 log.warning("housekeeping of %s: %s", self._store.state.name, error.detail)
+            except Exception:
+                log.exception("housekeeping of %s", self._store.state.name)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from compass.errors import CompassError, UnavailableError
 
@@ -27,7 +27,7 @@ class Remote:
     changes nothing; but for those named in `once`, whose callers ask the log what became of them.
 
     Raises (from each call):
-        CompassError: what the method raised.
+        CompassError: what the method raised, or the constructor.
         UnavailableError: the actor did not come back in time.
     """
 
@@ -54,14 +54,27 @@ class Remote:
                 return await getattr(self._handle, method).remote(*args)
             except RayTaskError as error:
                 raise _cause(error) from None
-            except (ActorUnavailableError, RayActorError, ValueError) as error:
+            except (RayError, ValueError) as error:
                 self._handle = None
+                if (raised := _raised_at_birth(error)) is not None:
+                    raise raised from None
                 if method in self._once or time.monotonic() > deadline:
                     log.warning("%s: %s", method, error)
                     raise UnavailableError(
                         f"a part of the service does not answer ({method}); try again", {"retry_after": 1}
                     ) from error
                 await asyncio.sleep(PAUSE_S)
+
+
+def _raised_at_birth(error: BaseException) -> CompassError | None:
+    """What the actor's constructor raised on purpose, if that is why it is not there.
+
+    Ray starts such an actor no second time, so waiting would not help; whoever may start it can try again.
+    """
+    if not (isinstance(error, ActorDiedError) and error.actor_init_failed and error.args):
+        return None
+    cause = getattr(error.args[0], "cause", None)  # Ray 2.60 keeps the creation task's error as the only argument
+    return cause if isinstance(cause, CompassError) else None
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -11,9 +11,10 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakValueDictionary
 
 from compass.domain.collection import (
     AddSpace,
@@ -41,102 +42,53 @@ from compass.errors import (
 )
 from compass.serving.ports import CollectionSpec, RebuildSpec
 from compass.serving.publisher import Publisher
+from compass.serving.router_ports import Cluster
 from compass.storage.root import Root
+from compass.storage.vectors import SpaceVectors
 
 log = logging.getLogger(__name__)
 
 CATCH_UP_S = 5.0  # how long a swap waits for its target to reach the frontier
 CANCEL_S = 2.0
 REAP_S = 2.0
+TEND_S = 10.0  # how often the parts of the service are looked after
+TELL_S = 5.0  # how long an index may take to hear of its space's record, which it also reads by itself
+OPEN_WAIT_S = 10.0  # how long a call waits for the router to have opened
+OPEN_AT_ONCE = 8
 
 Update = Callable[[RoutingTable], RoutingTable]
-
-
-class CollectionPort(Protocol):
-    """What the router asks of a collection's writer."""
-
-    async def state(self, router: int) -> CollectionState:
-        """The spaces, the default, the epoch, for a router of this incarnation."""
-
-    async def change(self, change: Change, router: int) -> CollectionState:
-        """Commit a change under its precondition, unless a newer router has asked."""
-
-    async def info(self) -> dict[str, Any]:
-        """{chunk_count, seq}."""
-
-    async def sweep(self) -> None:
-        """Delete the bytes of dropped spaces."""
-
-
-class IndexPort(Protocol):
-    """What the router asks of a space's index."""
-
-    async def follow(self, seq: int, wait_s: float) -> int:
-        """Wait for a commit; how many chunks are still lacking."""
-
-    async def configure(self, space: Space) -> None:
-        """Take the space as the log records it now."""
-
-
-class RebuildPort(Protocol):
-    """What the router asks of a rebuild."""
-
-    async def start(self, job: dict[str, Any]) -> None:
-        """Begin the job, or go on with it."""
-
-    async def cancel(self) -> None:
-        """End the run and keep its work."""
-
-    async def running(self) -> bool:
-        """Whether the run goes on."""
-
-
-class Cluster(Protocol):
-    """Where the other actors are: found by id, started if they are not there."""
-
-    def collection(self, uuid: str) -> CollectionPort:
-        """The writer of a collection."""
-
-    def index(self, uuid: str, space: Space) -> IndexPort:
-        """The index of a space."""
-
-    def rebuild(self, collection: str, uuid: str, space: Space) -> RebuildPort:
-        """The rebuild of a space."""
-
-    async def find_rebuild(self, space_id: str) -> RebuildPort | None:
-        """The rebuild actor of a space, if there is one."""
-
-    async def stop_collection(self, uuid: str) -> None:
-        """Close the writer and end its process."""
-
-    async def stop_index(self, space_id: str) -> None:
-        """Close an index and end its process."""
-
-    async def stop_rebuild(self, space_id: str) -> None:
-        """End the process of a rebuild."""
 
 
 class RouterService:
     """Holds the routing table, changes it, publishes it."""
 
     def __init__(self, root: Root, cluster: Cluster, publisher: Publisher) -> None:
-        """Begin with what the root holds; `opened` resolves when every collection is in the table."""
+        """Begin with what the root holds; calls wait until every collection that opens is in the table."""
         self._root, self._cluster, self._publisher = root, cluster, publisher
         self._number = publisher.table.incarnation
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._reapers: set[asyncio.Task[None]] = set()
-        self._opened = asyncio.get_running_loop().create_task(self._open())
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._unopened: set[str] = set()  # names that are, or may be, in the root and not in the table
+        self._reaped: set[str] = set()  # space ids whose rebuild's process somebody waits to end
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opened = self._spawn(self._open())
+        self._spawn(self._tend())
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        for task in (tasks := list(self._tasks)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- gateways
 
     async def poll(self, gateway: str, ack: Ack) -> Directive:
         """A gateway's long poll: its acknowledgement and its lease in, the next directive out."""
-        await self._opened
+        await self._until_open()
         return await self._publisher.poll(gateway, ack)
 
     async def state(self) -> dict[str, Any]:
         """What there is to say of the router itself."""
-        await self._opened
+        await self._until_open()
         table = self._publisher.table
         return {
             "incarnation": table.incarnation,
@@ -157,10 +109,14 @@ class RouterService:
 
             async def commit() -> Update:
                 state = await asyncio.to_thread(self._root.create, spec.name, spaces, default, spec.config)
-                await self._start(state)
+                await self._start(CollectionRoute.of(state))
                 return _put(state)
 
-            await self._publisher.transition(_scope(spec.name, {s.name for s in spaces}, True), commit)
+            try:
+                await self._publisher.transition(_scope(spec.name, {s.name for s in spaces}, True), commit)
+            except BaseException:
+                self._unopened.add(spec.name)  # it may be there nevertheless
+                raise
 
     async def delete_collection(self, collection: str) -> None:
         """Delete a collection; queries in flight finish, then every byte of it is gone."""
@@ -174,10 +130,14 @@ class RouterService:
 
             removed = frozenset(s.id for s in route.spaces.values())
             await self._publisher.transition(_scope(collection, set(route.spaces), True), commit, removed)
-            for space in route.spaces.values():
-                await self._cluster.stop_index(space.id)
-            await self._cluster.stop_collection(route.uuid)
-            await asyncio.to_thread(self._root.delete, collection)
+            try:
+                for space in route.spaces.values():
+                    await self._cluster.stop_index(space.id)
+                await self._cluster.stop_collection(route.uuid)
+                await asyncio.to_thread(self._root.delete, collection)
+            except BaseException:
+                self._unopened.add(collection)  # not deleted: it comes back; tombstoned: its bytes are swept
+                raise
 
     # ---- spaces
 
@@ -254,15 +214,15 @@ class RouterService:
             target = route.active_space(space)
             if route.default == target.name:
                 return {"previous": route.default, "current": target.name, "epoch": route.epoch}
-            await self._publish(replace(route, next_default=target.name))
+            await self._show_next(collection, target.name)
             try:
                 if not force:
                     await self._reach_frontier(route, target, CATCH_UP_S)
                 state = await self._transition(
                     route, SwapDefault(route.space(None).id, route.epoch, target.id), set(), default=True
                 )
-            except CompassError:  # nothing was committed
-                await self._publish(route)
+            except BaseException:
+                await self._show_next(collection, None)
                 raise
         return {"previous": route.default, "current": target.name, "epoch": state.epoch}
 
@@ -285,12 +245,25 @@ class RouterService:
             return after
 
     async def _learnt(self, route: CollectionRoute) -> CollectionState:
-        while True:
+        while not self._publisher.superseded:
             try:
                 return await self._cluster.collection(route.uuid).state(self._number)
             except UnavailableError as error:
                 log.warning("collection %s: what became of a change is not known yet: %s", route.name, error)
                 await asyncio.sleep(1)
+        raise TakenOverError("another router has taken over; it finds out what became of the change")
+
+    async def _show_next(self, collection: str, name: str | None) -> None:
+        """Publish which space is about to become the default, or that none is any more."""
+
+        def shown(table: RoutingTable) -> RoutingTable:
+            route = table.collections.get(collection)
+            return table if route is None else table.with_route(replace(route, next_default=name))
+
+        async def commit() -> Update:
+            return shown
+
+        await self._publisher.transition(_scope(collection, set(), False), commit)
 
     async def _reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> None:
         """Wait until a space has what the log holds now.
@@ -335,7 +308,7 @@ class RouterService:
             target = await self._accept(route, target, spec, endpoints)
             job = _job(target, spec, endpoints)
             await self._cluster.rebuild(collection, route.uuid, target).start(job)
-            self._reap_when_done(target)
+            self._reap_when_done(collection, target)
             return {"status": target.status, "job_id": job["job_id"]}
 
     async def cancel_rebuild(self, collection: str, space: str) -> None:
@@ -346,6 +319,7 @@ class RouterService:
             if running is None or not await running.running():
                 raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
             await self._end_rebuild(target)
+            await asyncio.to_thread(_close_record, self._vectors(self._route(collection), target))
 
     async def _accept(
         self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
@@ -386,45 +360,122 @@ class RouterService:
             log.warning("the rebuild of %s did not answer, ending its process: %s", space.name, error)
         await self._cluster.stop_rebuild(space.id)
 
-    def _reap_when_done(self, space: Space) -> None:
+    def _reap_when_done(self, collection: str, space: Space) -> None:
         """End the process of a rebuild once its run has ended: what it leaves behind is in the store."""
 
         async def reap() -> None:
-            while (run := await self._cluster.find_rebuild(space.id)) is not None:
+            while await self._cluster.find_rebuild(space.id) is not None:
                 await asyncio.sleep(REAP_S)
-                with contextlib.suppress(UnavailableError):
-                    if not await run.running():
-                        await self._cluster.stop_rebuild(space.id)
+                with contextlib.suppress(CompassError):
+                    async with await self._lock(collection):  # the next run may be about to begin
+                        run = await self._cluster.find_rebuild(space.id)
+                        if run is not None and not await run.running():
+                            await self._cluster.stop_rebuild(space.id)
+            self._reaped.discard(space.id)
 
-        task = asyncio.get_running_loop().create_task(reap())
-        self._reapers.add(task)
-        task.add_done_callback(self._reapers.discard)
+        if space.id not in self._reaped:
+            self._reaped.add(space.id)
+            self._spawn(reap())
 
-    # ---- what the above are made of
+    # ---- opening, and looking after what is open
 
     async def _open(self) -> None:
-        """Everything the root holds, as the log of each collection says."""
-        await asyncio.to_thread(self._root.sweep)
-        names = await asyncio.to_thread(self._root.collections)
-        for name, uuid in sorted(names.items()):
-            try:
-                state = await self._cluster.collection(uuid).state(self._number)
-                await self._start(state)
-                self._publisher.replace(_put(state))
-            except CompassError as error:
-                log.error("collection %s does not open: %s", name, error.detail)
+        """Everything the root holds, as the log of each collection says; what does not open is tried again."""
+        names = await self._listed()
+        while names is None:
+            await asyncio.sleep(TEND_S)
+            names = await self._listed()
+        turn = asyncio.Semaphore(OPEN_AT_ONCE)
 
-    async def _start(self, state: CollectionState) -> None:
-        """Start the actors of a collection, its interrupted rebuilds too."""
-        await self._cluster.collection(state.uuid).state(self._number)  # an actor starts when it is first asked
-        await self._configure(state, frozenset())
-        for space in state.spaces.values():
-            record = await asyncio.to_thread(
-                self._root.space_vectors(state.uuid, space.id, space.config.dims).read_run
-            )
-            if record and record.get("state") == "running":
-                await self._cluster.rebuild(state.name, state.uuid, space).running()
-                self._reap_when_done(space)
+        async def open_one(name: str, uuid: str) -> None:
+            async with turn:
+                await self._open_collection(name, uuid)
+
+        await asyncio.gather(*(open_one(name, uuid) for name, uuid in names.items()))
+
+    async def _listed(self) -> dict[str, str] | None:
+        """The uuids of the root's collections by name, once interrupted deletes are finished; None: not now."""
+        try:
+            await asyncio.to_thread(self._root.sweep)
+            return await asyncio.to_thread(self._root.collections)
+        except Exception:
+            log.exception("the root cannot be read; it is tried again")
+            return None
+
+    async def _open_collection(self, name: str, uuid: str) -> None:
+        try:
+            state = await self._cluster.collection(uuid).state(self._number)
+        except Exception as error:  # noqa: BLE001 - whatever keeps one closed must not keep the others
+            log.error("collection %s does not open, it is tried again: %s", name, error)
+            self._unopened.add(name)
+            return
+        await self._start(CollectionRoute.of(state))
+        self._publisher.replace(_put(state))
+        self._unopened.discard(name)
+
+    async def _start(self, route: CollectionRoute) -> None:
+        """See that the actors of a collection are there; what does not start now is looked after later."""
+        try:
+            await self._cluster.collection(route.uuid).state(self._number)
+        except Exception as error:  # noqa: BLE001 - the other parts may do without it
+            log.error("the writer of collection %s does not start: %s", route.name, error)
+        await self._tell(route.uuid, route.spaces.values())
+        for space in route.spaces.values():
+            try:
+                await self._resume(route, space)
+            except Exception as error:  # noqa: BLE001 - the space answers without it
+                log.error("the rebuild of vector space %s is not resumed: %s", space.name, error)
+
+    async def _resume(self, route: CollectionRoute, space: Space) -> None:
+        """See that the rebuild is there which the store says is running."""
+        record = await asyncio.to_thread(self._vectors(route, space).read_run)
+        if record and record.get("state") == "running":
+            await self._cluster.rebuild(route.name, route.uuid, space).running()
+        if await self._cluster.find_rebuild(space.id) is not None:
+            self._reap_when_done(route.name, space)
+
+    async def _tend(self) -> None:
+        """Start again what did not open, and parts whose process has ended for good."""
+        await self._opened
+        while not self._publisher.superseded:
+            await asyncio.sleep(TEND_S)
+            await self._open_the_rest()
+            for name in list(self._publisher.table.collections):
+                async with await self._lock(name):
+                    if route := self._publisher.table.collections.get(name):
+                        await self._start(route)
+
+    async def _open_the_rest(self) -> None:
+        if not self._unopened or (names := await self._listed()) is None:
+            return
+        self._unopened &= names.keys()
+        for name in list(self._unopened):
+            async with await self._lock(name):
+                if name in self._publisher.table.collections:
+                    self._unopened.discard(name)
+                else:
+                    await self._open_collection(name, names[name])
+
+    async def _tell(self, uuid: str, spaces: Iterable[Space]) -> None:
+        """Let each index know its space's record. One that is silent reads it in the log, when it can."""
+
+        async def tell(space: Space) -> None:
+            try:
+                async with asyncio.timeout(TELL_S):
+                    await self._cluster.index(uuid, space).configure(space)
+            except Exception as error:  # noqa: BLE001 - what is committed is not undone by a silent index
+                log.warning("the index of vector space %s does not answer: %s", space.name, error or "timeout")
+
+        await asyncio.gather(*(tell(space) for space in spaces))
+
+    async def _until_open(self) -> None:
+        try:
+            async with asyncio.timeout(OPEN_WAIT_S):
+                await asyncio.shield(self._opened)
+        except TimeoutError:
+            raise UnavailableError("the service is still opening its collections", {"retry_after": 1}) from None
+
+    # ---- what the above are made of
 
     async def _transition(
         self,
@@ -443,23 +494,12 @@ class RouterService:
             return _put(committed[0])
 
         await self._publisher.transition(_scope(route.name, names, default), commit, removed)
-        await self._configure(committed[0], removed)
+        await self._tell(route.uuid, committed[0].spaces.values())
         return committed[0]
 
     async def _record(self, route: CollectionRoute, change: Change) -> CollectionState:
         """A change that no query can notice: committed and published without holding anything."""
         return await self._transition(route, change, set())
-
-    async def _configure(self, state: CollectionState, removed: frozenset[str]) -> None:
-        for space in state.spaces.values():
-            if space.id not in removed:
-                await self._cluster.index(state.uuid, space).configure(space)
-
-    async def _publish(self, route: CollectionRoute) -> None:
-        async def commit() -> Update:
-            return lambda table: table.with_route(route)
-
-        await self._publisher.transition(_scope(route.name, set(), False), commit)
 
     async def _remove(self, route: CollectionRoute, space: Space) -> None:
         await self._cluster.stop_index(space.id)
@@ -470,8 +510,17 @@ class RouterService:
 
     async def _lock(self, collection: str) -> asyncio.Lock:
         """One change of a collection at a time; other collections never notice."""
-        await self._opened
+        await self._until_open()
         return self._locks.setdefault(collection, asyncio.Lock())
+
+    def _vectors(self, route: CollectionRoute, space: Space) -> SpaceVectors:
+        return self._root.space_vectors(route.uuid, space.id, space.config.dims)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _new_space(name: str, config: SpaceConfig, status: Any, follows: bool) -> Space:
@@ -491,6 +540,13 @@ def _scope(collection: str, names: set[str], default: bool) -> Scope:
 
 def _put(state: CollectionState) -> Update:
     return lambda table: table.with_route(CollectionRoute.of(state))
+
+
+def _close_record(vectors: SpaceVectors) -> None:
+    """Write down that a run was cancelled, where its process did not get to it."""
+    record = vectors.read_run()
+    if record and record.get("state") == "running":
+        vectors.write_run({**record, "state": "cancelled", "ended_at": time.time()})
 
 
 def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:

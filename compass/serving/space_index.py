@@ -24,12 +24,12 @@ from compass.domain.chunk import FloatMatrix, IntVector, has_text
 from compass.domain.embedding import Embedder
 from compass.domain.progress import status_of_run
 from compass.domain.search import Hit, Query
-from compass.domain.space import Space
-from compass.errors import CompassError
+from compass.domain.space import Space, SpaceConfig
+from compass.errors import CompassError, ConflictError
 from compass.serving.space_search import SpaceSearch
 from compass.storage.parts import MissingObjectError
 from compass.storage.vectors import SpaceVectors
-from compass.storage.view import View
+from compass.storage.view import Changes, View
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SpaceIndex:
         """
         self._space, self._view, self._vectors = space, view, vectors
         self._open_embedder, self._completed = open_embedder, completed
-        self._embedder: Embedder | None = None
+        self._embedder: tuple[SpaceConfig, Embedder] | None = None
         self._search: SpaceSearch | None = None
         self._files: set[str] = set()
         self._missing = EMPTY  # live, embeddable, and neither held nor quarantined: sorted
@@ -77,6 +77,7 @@ class SpaceIndex:
         self._step_lock = asyncio.Lock()
         self._wake, self._moved = asyncio.Event(), asyncio.Condition()
         self._opening = asyncio.get_running_loop().create_task(self._open())
+        self._tidying: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._live())
 
     # ---- what others ask
@@ -106,28 +107,21 @@ class SpaceIndex:
         """Take in vector files of a rebuild; returns when they are in the graph, so that memory stays flat."""
         await self._ready()
         async with self._step_lock:
-            for key in keys:
-                await self._take_file(key)
+            taken = [await self._take_file(key) for key in keys]
+            if not all(taken):
+                await self._take_new_files()
         await self._announce()
 
     async def run_changed(self) -> None:
         """A rebuild began, moved on or ended: look at its record to know whose work is whose."""
         await self._ready()
-        async with self._step_lock:
-            await self._read_run()
-            await self._recount()
+        await self._heed_run()
         self._wake.set()
 
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""
-        if space != self._space:
-            search = await self._ready()
-            old, self._space = self._embedder, space
-            self._embedder = None
-            search.configure(space.config)
-            if old is not None:
-                await old.close()
-            self._wake.set()
+        await self._ready()
+        self._use(space)
 
     async def info(self) -> dict[str, Any]:
         """{vectors, lag, quarantined, bytes_on_disk, error}."""
@@ -159,35 +153,49 @@ class SpaceIndex:
 
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        if self._search is not None and len(self._search) != self._saved_rows:
+        tasks = [task for task in (self._task, self._opening, self._tidying) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._search is not None and self._is_open() and len(self._search) != self._saved_rows:
             await self._save()
-        if self._embedder is not None:
-            await self._embedder.close()
+        await self._close_embedder()
+        self._builder.shutdown(wait=False)
 
     # ---- following the log
 
     async def _live(self) -> None:
-        await self._ready()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_S)
+                async with asyncio.timeout(POLL_S):  # `wait_for` of Python 3.11 may swallow a cancellation
+                    await self._wake.wait()
             self._wake.clear()
             try:
-                await self._catch_up(0)
-                await self._embed_missing()
-                await self._tidy()
-                if self._is_fed_and_complete():
-                    await self._completed()
+                await self._step()
+                self._error = None
             except CompassError as error:
                 self._note(error.detail)
-                await asyncio.sleep(RETRY_S if error.retryable else POLL_S)
+                await asyncio.sleep(POLL_S if isinstance(error, ConflictError) else RETRY_S)
             except Exception as error:
                 log.exception("space %s of %s", self._space.name, self._vectors.space_id)
                 self._note(f"unexpected: {type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_S)
+
+    async def _step(self) -> None:
+        """Level with the log, and nothing left to embed that is ours to embed."""
+        if self._opening.done() and not self._is_open():
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        await self._ready()
+        if self._run.get("state") == "running":
+            await self._heed_run()  # a process that was killed does not say that its run has ended
+        await self._catch_up(0)
+        await self._embed_missing()
+        if (tidied := self._tidying) is None or tidied.done():
+            self._tidying = asyncio.get_running_loop().create_task(self._tidy())
+            if tidied is not None:
+                tidied.result()  # raises what went wrong
+        if self._is_fed_and_complete():
+            await self._completed()
 
     async def _open(self) -> None:
         """The saved graph, then whatever the files hold that it lacks; damaged or absent: from the files alone."""
@@ -201,13 +209,31 @@ class SpaceIndex:
         self._search = saved[0] if saved else SpaceSearch(config, view)
         self._saved_rows = len(self._search)
         self._refused = await asyncio.to_thread(self._vectors.quarantined)
-        await self._read_run()
+        self._run = await self._read_run()
         async with self._step_lock:
             await self._level()
+            await self._read_space()
 
-    async def _read_run(self) -> None:
+    def _is_open(self) -> bool:
+        return self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
+
+    async def _read_run(self) -> dict[str, Any]:
         record = await asyncio.to_thread(self._vectors.read_run)
-        self._run = record or {}
+        return record or {}
+
+    async def _heed_run(self) -> None:
+        """Read the run's record; what an ended run has left in files is not embedded again."""
+        async with self._step_lock:
+            run = await self._read_run()
+            owner = [(r.get("attempt"), r.get("state"), r.get("owns_below")) for r in (run, self._run)]
+            self._run = run
+            if owner[0] != owner[1]:
+                refused = await asyncio.to_thread(self._vectors.quarantined)
+                self._refused |= {v: refused[v] for v in self._missing.tolist() if v in refused}
+                if run.get("state") != "running":
+                    await self._take_new_files()
+                self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
+        await self._announce()
 
     async def _ready(self) -> SpaceSearch:
         """The search, once it is open; raises what opening raised."""
@@ -225,16 +251,36 @@ class SpaceIndex:
             if changes is None:
                 await self._level()
             else:
-                search = await self._ready()
-                await asyncio.to_thread(search.remove, changes.died)
-                self._missing = np.setdiff1d(self._missing, changes.died)
-                died = set(changes.died.tolist())
-                self._refused = {v: r for v, r in self._refused.items() if v not in died}
-                self._newest = max(self._newest, *changes.born.tolist(), -1)
-                await self._take_new_files()
-                await self._want(changes.born)
-                self._seq = changes.seq
+                await self._apply(changes)
+            await self._read_space()
         await self._announce()
+
+    async def _read_space(self) -> None:
+        """Take the space's record from the log: what the router tells may be lost, the log is not."""
+        space = (await asyncio.to_thread(self._view.state)).spaces.get(self._space.id)
+        if space is not None:
+            self._use(space)
+
+    def _use(self, space: Space) -> None:
+        assert self._search is not None
+        if space != self._space:
+            self._search.configure(space.config)
+            self._space = space
+            self._wake.set()
+
+    async def _apply(self, changes: Changes) -> None:
+        search = self._search
+        assert search is not None
+        await asyncio.to_thread(search.remove, changes.died)
+        self._missing = np.setdiff1d(self._missing, changes.died)
+        died = set(changes.died.tolist())
+        self._refused = {v: r for v, r in self._refused.items() if v not in died}
+        self._newest = max(self._newest, *changes.born[-1:].tolist(), -1)
+        await self._take_new_files()
+        texts = await asyncio.to_thread(self._view.texts, changes.born[~search.held(changes.born)])
+        born = np.array(sorted(v for v, text in texts.items() if has_text(text)), np.int64)
+        self._missing = np.union1d(self._missing, await self._lacking(born))
+        self._seq = changes.seq
 
     async def _level(self) -> None:
         """The full difference, from nothing but the files and the view."""
@@ -242,47 +288,43 @@ class SpaceIndex:
         assert search is not None
         seq = await asyncio.to_thread(self._view.seq)
         live = await asyncio.to_thread(self._view.live_vids)
-        self._newest = max(self._newest, *live[-1:].tolist(), -1)
-        await self._take_new_files()
+        self._newest = int(live[-1]) if len(live) else -1
         await asyncio.to_thread(search.remove, np.setdiff1d(search.vids(), live))
+        self._files.clear()  # the view may have been thrown away, and what was removed above comes back
+        await self._take_new_files()
         alive = set(live.tolist())
         self._refused = {v: r for v, r in self._refused.items() if v in alive}
-        self._missing = EMPTY
-        await self._want(await asyncio.to_thread(self._view.embeddable_vids))
+        self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
         self._seq = seq
 
-    async def _recount(self) -> None:
-        self._missing = EMPTY
-        await self._want(await asyncio.to_thread(self._view.embeddable_vids))
-
-    async def _want(self, vids: IntVector) -> None:
-        """Add to `_missing` those of `vids` that are neither held nor quarantined nor without a text."""
+    async def _lacking(self, vids: IntVector) -> IntVector:
+        """Those of these sorted vids that are neither held nor quarantined."""
         assert self._search is not None
-        lacking = vids[~self._search.held(vids)]
-        lacking = np.setdiff1d(lacking, np.fromiter(self._refused, np.int64, len(self._refused)))
-        if len(lacking):
-            texts = await asyncio.to_thread(self._view.texts, lacking)
-            lacking = np.array(sorted(v for v, text in texts.items() if has_text(text)), np.int64)
-        self._missing = np.union1d(self._missing, lacking)
+        held = await asyncio.to_thread(self._search.held, vids)
+        return np.setdiff1d(vids[~held], np.fromiter(self._refused, np.int64, len(self._refused)))
 
     async def _take_new_files(self) -> None:
-        for key in await asyncio.to_thread(self._vectors.files):
-            if key not in self._files:
-                await self._take_file(key)
+        """Take what the listed files have; those that a merge takes away meanwhile are in one not yet listed."""
+        while True:
+            listed = await asyncio.to_thread(self._vectors.files)
+            self._files.intersection_update(listed)
+            if all([await self._take_file(key) for key in listed if key not in self._files]):
+                return
 
-    async def _take_file(self, key: str) -> None:
-        """Add a file's vectors of live chunks. A file that compaction took away is in its successor."""
+    async def _take_file(self, key: str) -> bool:
+        """Add a file's vectors of live chunks; False if a merge took it away: its rows are in another one."""
         assert self._search is not None
         try:
             vids, rows = await asyncio.to_thread(self._vectors.read, key)
         except MissingObjectError:
-            return
+            return False
         if not len(vids) or int(vids[-1]) <= self._newest:
             self._files.add(key)  # else the view has yet to reach it: look again at the next step
         new = ~self._search.held(vids)
         if new.any():
             new[new] = await asyncio.to_thread(self._alive, vids[new])
             await self._add(vids[new], rows[new])
+        return True
 
     async def _add(self, vids: IntVector, rows: FloatMatrix) -> None:
         """Make vectors findable: a few by the exact tail at once, many straight into the graph."""
@@ -318,11 +360,10 @@ class SpaceIndex:
 
     async def _embed_missing(self) -> None:
         while len(mine := self._mine()[:EMBED_ROWS]):
-            if self._embedder is None:
-                self._embedder = self._open_embedder(self._space)
+            embedder = await self._embedder_now()
             texts = await asyncio.to_thread(self._view.texts, mine)
             vids = [v for v, text in texts.items() if has_text(text)]
-            done = await embed_each(self._embedder, [texts[v] for v in vids])
+            done = await embed_each(embedder, [texts[v] for v in vids])
             await self._keep(np.array([vids[i] for i in done.rows], np.int64), done.vectors)
             await self._quarantine({vids[i]: reason for i, reason in done.refused.items()})
             async with self._step_lock:
@@ -330,6 +371,19 @@ class SpaceIndex:
                 self._missing = np.setdiff1d(self._missing, gone)
             self._error = None
             await self._announce()
+
+    async def _embedder_now(self) -> Embedder:
+        """The embedder of the space as it is now, for its endpoint may have moved."""
+        config = self._space.config
+        if self._embedder is None or self._embedder[0] != config:
+            await self._close_embedder()
+            self._embedder = config, self._open_embedder(self._space)
+        return self._embedder[1]
+
+    async def _close_embedder(self) -> None:
+        if self._embedder is not None:
+            old, self._embedder = self._embedder[1], None
+            await old.close()
 
     async def _keep(self, vids: IntVector, rows: FloatMatrix) -> None:
         if not len(vids):

@@ -622,17 +622,21 @@ async def test_a_second_rebuild_is_refused(world: World) -> None:
     assert await world.cluster.rebuilds[space_id].running()
 
 
-async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(world: World) -> None:
+async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who ends the processes of ended runs waits until a starting one runs."""
+    monkeypatch.setattr("compass.serving.router.REAP_S", 0.15)  # it looks while the second one starts
     await world.create()
     await world.router.add_space("docs", "new", NEW)
     await world.router.start_rebuild("docs", "new", RebuildSpec())
     space_id = world.space("new").id
+    await asyncio.sleep(0.05)
     world.cluster.rebuilds[space_id].runs = False
     slow = FakeRebuild()
 
     async def start(job: dict[str, Any]) -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.3)
         slow.runs = True
 
     slow.start = start  # type: ignore[method-assign]

@@ -1,0 +1,72 @@
+"""What the router asks of the other actors, and where it finds them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from compass.domain.collection import Change, CollectionState
+from compass.domain.space import Space
+
+
+class CollectionPort(Protocol):
+    """What the router asks of a collection's writer."""
+
+    async def state(self, router: int) -> CollectionState:
+        """The spaces, the default, the epoch, for a router of this incarnation."""
+
+    async def change(self, change: Change, router: int) -> CollectionState:
+        """Commit a change under its precondition, unless a newer router has asked."""
+
+    async def info(self) -> dict[str, Any]:
+        """{chunk_count, seq}."""
+
+    async def sweep(self) -> None:
+        """Delete the bytes of dropped spaces."""
+
+
+class IndexPort(Protocol):
+    """What the router asks of a space's index."""
+
+    async def follow(self, seq: int, wait_s: float) -> int:
+        """Wait for a commit; how many chunks are still lacking."""
+
+    async def configure(self, space: Space) -> None:
+        """Take the space as the log records it now."""
+
+
+class RebuildPort(Protocol):
+    """What the router asks of a rebuild."""
+
+    async def start(self, job: dict[str, Any]) -> None:
+        """Begin the job, or go on with it."""
+
+    async def cancel(self) -> None:
+        """End the run and keep its work."""
+
+    async def running(self) -> bool:
+        """Whether the run goes on."""
+
+
+class Cluster(Protocol):
+    """Where the other actors are: found by id, started if they are not there."""
+
+    def collection(self, uuid: str) -> CollectionPort:
+        """The writer of a collection."""
+
+    def index(self, uuid: str, space: Space) -> IndexPort:
+        """The index of a space."""
+
+    def rebuild(self, collection: str, uuid: str, space: Space) -> RebuildPort:
+        """The rebuild of a space."""
+
+    async def find_rebuild(self, space_id: str) -> RebuildPort | None:
+        """The rebuild actor of a space, if there is one."""
+
+    async def stop_collection(self, uuid: str) -> None:
+        """Close the writer and end its process."""
+
+    async def stop_index(self, space_id: str) -> None:
+        """Close an index and end its process."""
+
+    async def stop_rebuild(self, space_id: str) -> None:
+        """End the process of a rebuild."""
