@@ -116,10 +116,11 @@ class RouterProcess(RouterService):
 
     async def _end_when_idle(self, publisher: Publisher) -> None:
         await asyncio.wait([self._opened])  # no poll is answered before, however long that takes
-        opened_at, idle_s, waited_s = boot_clock(), self._values.idle_exit_s, 0.0
+        idle_s, waited_s, renewed = self._values.idle_exit_s, 0, publisher.last_renewal
         while not publisher.superseded and waited_s < idle_s:
-            await asyncio.sleep(1)
-            waited_s = boot_clock() - max(publisher.last_renewal, opened_at)
+            await asyncio.sleep(1)  # counted awake: after a suspension the gateways must have a chance to ask
+            waited_s = waited_s + 1 if publisher.last_renewal == renewed else 0
+            renewed = publisher.last_renewal
         if not publisher.superseded:
             log.warning("no gateway for %g s: the service ends", idle_s)
             await super().close()

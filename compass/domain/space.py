@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compass.domain.chunk import FloatMatrix
+from compass.domain.chunk import FloatMatrix, FloatVector
 from compass.domain.names import check_dims, check_key_variable
 from compass.errors import InvalidRequestError
 
@@ -109,3 +109,9 @@ def why_unfit(vectors: FloatMatrix, dims: int) -> str | None:
     if not nonzero.all():
         return f"row {int(np.argmin(nonzero))} is a zero vector"
     return None
+
+
+def cosine(a: FloatVector, b: FloatVector) -> float:
+    """The cosine of the angle between two vectors that are not zero: -1..1."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))

@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 ROUTER = "router"
 CLOSE_S = 20.0
 # A swap is a compare-and-set: sent twice, its second answer would be a conflict with itself.
-ONCE = frozenset({"change"})
+# A delete by filter, sent twice, would also take what was written in between.
+ONCE = frozenset({"change", "delete"})
+# Done, they refuse to be done again: whoever asked would be told of a conflict with themselves.
+ROUTER_ONCE = frozenset({"create_collection", "delete_collection", "add_space", "drop_space", "start_rebuild"})
 OPTIONS: Mapping[str, Any] = {
     "namespace": NAMESPACE,  # said always: a job has a random one
     "lifetime": "detached",
@@ -47,7 +50,7 @@ class RayCluster:
 
     def router(self) -> Any:
         """The router; started if it is not there."""
-        return self._remote(ROUTER, "router", ())
+        return self._remote(ROUTER, "router", (), ROUTER_ONCE)
 
     def collection(self, uuid: str) -> Any:
         """The writer of a collection; started if it is not there."""

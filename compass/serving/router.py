@@ -33,6 +33,7 @@ from compass.errors import (
     CompassError,
     DefaultSpaceError,
     EpochMismatchError,
+    FingerprintMismatchError,
     InvalidRequestError,
     NotFoundError,
     RebuildRunningError,
@@ -48,6 +49,7 @@ from compass.storage.vectors import SpaceVectors
 
 log = logging.getLogger(__name__)
 
+SAME_MODEL = 0.999  # the least cosine at which two endpoints count as one model
 CATCH_UP_S = 5.0  # how long a swap waits for its target to reach the frontier
 CANCEL_S = 2.0
 REAP_S = 2.0
@@ -149,14 +151,30 @@ class RouterService:
             await self._transition(route, AddSpace(space), {name})
 
     async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
-        """Change fields of a space's config."""
+        """Change fields of a space's config; a new endpoint must serve the model that built the space.
+
+        Raises:
+            FingerprintMismatchError: its vectors of texts that are stored differ from the stored ones.
+            EmbeddingError: it does not answer.
+        """
         async with await self._lock(collection):
             route = self._route(collection)
             target = route.space(space)
             config = dict(changes)
+            if config.get("embed_endpoint") not in (None, target.config.embed_endpoint):
+                await self._check_model(route, target, config["embed_endpoint"])
             if "ef_search" in config:
                 config["hnsw"] = replace(target.config.hnsw, ef_search=config.pop("ef_search"))
             await self._record(route, SetSpace(target.id, config=config))
+
+    async def _check_model(self, route: CollectionRoute, space: Space, endpoint: str) -> None:
+        closeness = await self._cluster.index(route.uuid, space).closeness(endpoint)
+        if closeness < SAME_MODEL:
+            raise FingerprintMismatchError(
+                f"the endpoint is not the model that built vector space {space.name!r}: it embeds stored texts "
+                f"otherwise (cosine {closeness:.4f}, wanted {SAME_MODEL}); add a space for it, and swap",
+                {"space": space.name, "cosine": round(closeness, 4)},
+            )
 
     async def drop_space(self, collection: str, space: str) -> None:
         """Drop a space that is not the default; queries in flight finish, then its bytes are gone."""

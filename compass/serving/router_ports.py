@@ -33,6 +33,9 @@ class IndexPort(Protocol):
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""
 
+    async def closeness(self, endpoint: str) -> float:
+        """The least cosine between stored vectors and those that another endpoint gives the same texts."""
+
 
 class RebuildPort(Protocol):
     """What the router asks of a rebuild."""

@@ -20,11 +20,11 @@ import numpy.typing as npt
 
 from compass.adapters.embedders import embed_each
 from compass.adapters.hnsw import nice_this_thread
-from compass.domain.chunk import FloatMatrix, IntVector, has_text
-from compass.domain.embedding import Embedder
+from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
+from compass.domain.embedding import CONTROL_TEXT, Embedder
 from compass.domain.progress import status_of_run
 from compass.domain.search import Hit, Query
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import Space, SpaceConfig, cosine
 from compass.errors import CompassError, ConflictError
 from compass.serving.space_search import SpaceSearch
 from compass.storage.parts import MissingObjectError
@@ -38,6 +38,8 @@ BUILD_THREADS = os.cpu_count() or 1
 POLL_S = 0.5  # how often the log is looked at when nobody says that it has grown
 RETRY_S = 5.0  # how long a follower waits after its endpoint did not answer
 SAVE_GROWTH = 0.2  # the graph is saved when it has grown by this share
+SAMPLES = 8  # texts that tell whether another endpoint is the same model
+SHOWN_REFUSALS = 100
 EMPTY = np.empty(0, np.int64)
 
 
@@ -134,11 +136,6 @@ class SpaceIndex:
             "error": self._error,
         }
 
-    async def quarantined(self) -> dict[int, str]:
-        """The vids that the endpoint refuses for themselves, and why."""
-        await self._ready()
-        return dict(self._refused)
-
     async def rebuild_status(self) -> dict[str, Any]:
         """RebuildStatus of the HTTP interface, but for the space's `status`."""
         search = await self._ready()
@@ -147,9 +144,25 @@ class SpaceIndex:
         shown = status_of_run(run, active=self._space.status == "active")
         lag = len(self._missing)
         status = {**shown, "embedded": len(search), "total": total, "failed": len(self._refused), "lag": lag}
+        status["quarantined"] = await asyncio.to_thread(self._shown_quarantine)
         if self._error and not status.get("error"):
             status["error"] = self._error
         return status
+
+    async def closeness(self, endpoint: str) -> float:
+        """How well another endpoint's vectors of a few stored texts agree with ours: the least cosine, 1.0 for none.
+
+        Raises:
+            EmbeddingError: it does not answer, or not with vectors of this space.
+        """
+        await self._ready()
+        known = await asyncio.to_thread(self._samples)
+        embedder = self._open_embedder(self._space.with_config(embed_endpoint=endpoint))
+        try:
+            rows = await embedder.embed([text for text, _ in known] or [CONTROL_TEXT])
+        finally:
+            await embedder.close()
+        return min((cosine(row, stored) for row, (_, stored) in zip(rows, known, strict=False)), default=1.0)
 
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
@@ -371,6 +384,24 @@ class SpaceIndex:
                 self._missing = np.setdiff1d(self._missing, gone)
             self._error = None
             await self._announce()
+
+    def _samples(self) -> list[tuple[str, FloatVector]]:
+        """A few texts from all over the space, each with its stored vector."""
+        assert self._search is not None
+        vids = self._search.vids()
+        some = vids[:: max(1, len(vids) // SAMPLES)][:SAMPLES]
+        texts = self._view.texts(some)
+        found, rows = self._vectors.get(some.tolist())
+        return [(texts[v], row) for v, row in zip(found.tolist(), rows, strict=True) if v in texts]
+
+    def _shown_quarantine(self) -> list[dict[str, Any]]:
+        """The first of the refused chunks, with why."""
+        refused = dict(sorted(self._refused.items())[:SHOWN_REFUSALS])
+        chunks = self._view.by_vids(list(refused))
+        return [
+            {"id": c.id, "file_id": c.file_id, "chunk_index": c.chunk_index, "reason": refused[vid]}
+            for vid, c in chunks.items()
+        ]
 
     async def _embedder_now(self) -> Embedder:
         """The embedder of the space as it is now, for its endpoint may have moved."""

@@ -135,7 +135,7 @@ def test_stopped_and_started_everything_is_there(new_service: Any, number: int) 
 
 def test_a_second_service_on_the_same_data_says_so_and_ends(service: Any) -> None:
     """One writer: the second `compass serve` names the first and changes nothing."""
-    command = [sys.executable, "-m", "compass.cli.main", "serve", "--data", str(service.data), "--port", "0"]
+    command = [sys.executable, "-m", "compass.cli.main", "serve", "--data", str(service.data)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode != 0
     assert "in use" in second.stderr

@@ -22,6 +22,7 @@ from compass.errors import (
     DefaultSpaceError,
     EndpointUnavailableError,
     EpochMismatchError,
+    FingerprintMismatchError,
     InvalidRequestError,
     NotFoundError,
     RebuildRunningError,
@@ -333,6 +334,22 @@ async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> 
     config = world.space("old").config
     assert (config.embed_endpoint, config.hnsw.ef_search, config.hnsw.m) == ("http://moved", 99, OLD.hnsw.m)
     assert world.cluster.indexes[world.space("old").id]._space.config == config
+
+
+async def test_an_endpoint_moves_only_to_the_same_model(world: World) -> None:
+    """PATCH embeds stored texts again at the new endpoint: another model is 409, and nothing changes."""
+    await world.create()
+    assert (
+        await world.cluster.indexes[world.space("old").id].follow(await world.ingest("one", "two", "three"), 5) == 0
+    )
+    same, world.cluster.models[OLD.model] = world.cluster.models[OLD.model], world.cluster.models[NEW.model]
+    with pytest.raises(FingerprintMismatchError) as refused:
+        await world.router.set_space("docs", "old", {"embed_endpoint": "http://other-model"})
+    assert refused.value.fields["cosine"] < 0.999
+    assert world.space("old").config.embed_endpoint == OLD.embed_endpoint
+    world.cluster.models[OLD.model] = same
+    await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved"})
+    assert world.space("old").config.embed_endpoint == "http://moved"
 
 
 async def test_activation_wants_the_frontier(world: World) -> None:
