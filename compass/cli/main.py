@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from compass import __version__
 from compass.errors import CompassError
@@ -95,6 +96,9 @@ def _plain_errors() -> Iterator[None]:
         yield
     except CompassError as error:
         raise click.ClickException(error.detail) from None
+    except ValidationError as error:
+        said = [f"COMPASS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise click.ClickException("; ".join(said)) from None
 
 
 if __name__ == "__main__":
