@@ -321,7 +321,7 @@ class HttpEmbedder:
         dims, metric = self._config.dims, self._config.metric
         rows, reason = decode_rows(self._door().parser, body, count, dims)
         if rows is not None:
-            reason = why_unfit(rows, dims, metric)
+            reason = why_unfit(rows, dims)
             if reason is None:
                 return prepare_vectors(rows, metric)
         detail = f"{endpoint.shown} answered 200, but not with vectors of this space: {reason}"
