@@ -85,7 +85,7 @@ class ServerInfo:
 
 
 def read_said(body: bytes) -> Said:
-    """The reason in an error's body: TEI's and FastAPI's JSON, or the text itself, cut short."""
+    """The reason in an error's body: TEI's, FastAPI's and vLLM's JSON, or the text itself, cut short."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -93,6 +93,8 @@ def read_said(body: bytes) -> Said:
     if not isinstance(document, dict):
         return Said(_short(str(document)), json=True)
     reason = document.get("error", document.get("detail", document.get("message", "")))
+    if isinstance(reason, dict) and "message" in reason:  # as OpenAI nests it, and vLLM after it
+        reason = reason["message"]
     error_type = document.get("error_type")
     return Said(_short(str(reason)), True, error_type if isinstance(error_type, str) else None)
 

@@ -64,6 +64,8 @@ def test_the_reason_is_the_servers_own_words_in_one_short_line() -> None:
     """Whatever a server says, the reason fits one line and cannot carry a document."""
     assert read_said(tei_error("it\nfailed", "Backend")) == Said("it failed", True, "Backend")
     assert read_said(b'{"detail": "no"}').reason == "no"
+    assert read_said(b'{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}').reason == "no"
+    assert read_said(b'{"error": {"message": "no", "type": "BadRequestError", "code": 400}}').reason == "no"
     assert len(read_said(b"x" * 10_000).reason) == REASON_CHARS
     assert read_said(b"\xff\xfe").reason  # not UTF-8, still a reason
 
