@@ -232,8 +232,9 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A service without collections; nothing in it waits for long."""
-    for name, seconds in {"CATCH_UP_S": 0.3, "TEND_S": 0.05, "REAP_S": 0.02, "CANCEL_S": 0.1}.items():
-        monkeypatch.setattr(f"compass.serving.router.{name}", seconds)
+    waits = {"router.CATCH_UP_S": 0.3, "opening.TEND_S": 0.05, "rebuild_orders.REAP_S": 0.02}
+    for name, seconds in {**waits, "rebuild_orders.CANCEL_S": 0.1}.items():
+        monkeypatch.setattr(f"compass.serving.{name}", seconds)
     monkeypatch.setattr("compass.serving.space_index.POLL_S", 0.02)
     monkeypatch.setattr("compass.serving.space_index.RETRY_S", 0.05)
     made = World(tmp_path)
@@ -643,7 +644,7 @@ async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who ends the processes of ended runs waits until a starting one runs."""
-    monkeypatch.setattr("compass.serving.router.REAP_S", 0.15)  # it looks while the second one starts
+    monkeypatch.setattr("compass.serving.rebuild_orders.REAP_S", 0.15)  # it looks while the second one starts
     await world.create()
     await world.router.add_space("docs", "new", NEW)
     await world.router.start_rebuild("docs", "new", RebuildSpec())
@@ -781,7 +782,7 @@ async def test_a_root_that_cannot_be_read_is_said_and_tried_again(
     """A router that cannot open tells each caller so within its time, and opens once it can."""
     await world.create("one")
     await world.end()
-    monkeypatch.setattr("compass.serving.router.OPEN_WAIT_S", 0.05)
+    monkeypatch.setattr("compass.serving.changes.OPEN_WAIT_S", 0.05)
     with monkeypatch.context() as patched:
         patched.setattr(world.root, "sweep", lambda: (_ for _ in ()).throw(OSError("no such disk")))
         world.begin()

@@ -1,0 +1,163 @@
+"""Orders to rebuild a space: started, cancelled, and their processes ended when nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from compass.domain.collection import RestartSpace, SetSpace
+from compass.domain.routing import CollectionRoute
+from compass.domain.space import Space, Status
+from compass.errors import (
+    CompassError,
+    DefaultSpaceError,
+    InvalidRequestError,
+    NotFoundError,
+    RebuildRunningError,
+)
+from compass.serving.changes import Changes, new_space
+from compass.serving.ports import RebuildSpec
+from compass.serving.router_ports import Cluster
+from compass.storage.root import Root
+from compass.storage.vectors import SpaceVectors
+
+log = logging.getLogger(__name__)
+
+CANCEL_S = 2.0
+REAP_S = 2.0
+
+
+class RebuildOrders:
+    """Starts and ends the rebuilds of spaces."""
+
+    def __init__(
+        self, root: Root, cluster: Cluster, changes: Changes, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+    ) -> None:
+        """Wire it; `spawn` runs what goes on in the background."""
+        self._root, self._cluster, self._changes, self._spawn = root, cluster, changes, spawn
+        self._reaped: set[str] = set()  # space ids whose rebuild's process somebody waits to end
+
+    async def start(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """Start a rebuild, or go on with an interrupted one."""
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            target = route.space(space)
+            own = target.config.embed_endpoint
+            endpoints = spec.endpoints or ((own,) if own else ())
+            if not endpoints:
+                raise InvalidRequestError(
+                    f"vector space {space!r} has no embed_endpoint of its own: name one in the request",
+                    {"errors": [{"field": "embed_endpoint", "detail": "is needed"}]},
+                )
+            running = await self._cluster.find_rebuild(target.id)
+            if running is not None:
+                if await running.running():
+                    raise RebuildRunningError(
+                        f"a rebuild of vector space {space!r} is running; see its status, or cancel it first",
+                        {"space": space},
+                    )
+                await self._cluster.stop_rebuild(target.id)
+            if spec.restart:
+                target = await self._restart(route, target)
+                route = self._changes.route(collection)
+            target = await self._accept(route, target, spec, endpoints)
+            job = _job(target, spec, endpoints)
+            await self._cluster.rebuild(collection, route.uuid, target).start(job)
+            self.reap_when_done(collection, target)
+            return {"status": target.status, "job_id": job["job_id"]}
+
+    async def cancel(self, collection: str, space: str) -> None:
+        """Cancel a running rebuild; what it embedded is kept."""
+        async with await self._changes.lock(collection):
+            target = self._changes.route(collection).space(space)
+            running = await self._cluster.find_rebuild(target.id)
+            if running is None or not await running.running():
+                raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
+            await self.end(target)
+            await asyncio.to_thread(_close_record, self.vectors(self._changes.route(collection), target))
+
+    async def _accept(
+        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
+    ) -> Space:
+        """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
+        config: dict[str, Any] = {}
+        if target.config.embed_endpoint is None:
+            config["embed_endpoint"] = endpoints[0]
+            if spec.api_key_env:
+                config["api_key_env"] = spec.api_key_env
+        status: Status | None = "building" if target.status == "failed" else None
+        state = await self._changes.record(
+            route, SetSpace(target.id, status=status, follows=True, error=False, config=config)
+        )
+        return state.by_id(target.id)
+
+    async def _restart(self, route: CollectionRoute, target: Space) -> Space:
+        if route.default == target.name:
+            raise DefaultSpaceError(
+                f"vector space {target.name!r} is the default of {route.name!r} and answers queries: "
+                "restarting would empty it; add another space and swap",
+                {"space": target.name},
+            )
+        fresh = new_space(target.name, target.config, "building", False)
+        change = RestartSpace(target.id, fresh)
+        await self._changes.transition(route, change, {target.name}, removed=frozenset({target.id}))
+        await self._cluster.stop_index(target.id)
+        await self._cluster.collection(route.uuid).sweep()
+        return fresh
+
+    async def end(self, space: Space) -> None:
+        """End the run of a space and its process; nothing to do without one."""
+        running = await self._cluster.find_rebuild(space.id)
+        if running is None:
+            return
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await running.cancel()
+        except (TimeoutError, CompassError) as error:
+            log.warning("the rebuild of %s did not answer, ending its process: %s", space.name, error)
+        await self._cluster.stop_rebuild(space.id)
+
+    def reap_when_done(self, collection: str, space: Space) -> None:
+        """End the process of a rebuild once its run has ended: what it leaves behind is in the store."""
+
+        async def reap() -> None:
+            while await self._cluster.find_rebuild(space.id) is not None:
+                await asyncio.sleep(REAP_S)
+                with contextlib.suppress(CompassError):
+                    async with await self._changes.lock(collection):  # the next run may be about to begin
+                        run = await self._cluster.find_rebuild(space.id)
+                        if run is not None and not await run.running():
+                            await self._cluster.stop_rebuild(space.id)
+            self._reaped.discard(space.id)
+
+        if space.id not in self._reaped:
+            self._reaped.add(space.id)
+            self._spawn(reap())
+
+    def vectors(self, route: CollectionRoute, space: Space) -> SpaceVectors:
+        """The durable vectors of a space."""
+        return self._root.space_vectors(route.uuid, space.id, space.config.dims)
+
+
+def _close_record(vectors: SpaceVectors) -> None:
+    """Write down that a run was cancelled, where its process did not get to it."""
+    record = vectors.read_run()
+    if record and record.get("state") == "running":
+        vectors.write_run({**record, "state": "cancelled", "ended_at": time.time()})
+
+
+def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "job_id": f"rebuild-{secrets.token_hex(6)}",
+        "space_id": space.id,
+        "endpoints": list(endpoints),
+        "api_key_env": spec.api_key_env,
+        "batch_size": spec.batch_size,
+        "concurrency": spec.concurrency,
+        "max_docs_per_s": spec.max_docs_per_s,
+    }
