@@ -100,7 +100,7 @@ class RouterProcess(RouterService):
 
         lease_s = self._values.lease_s
         publisher = Publisher(number, lease_s, boot_clock, self._alone, RoutingTable(), latest=latest)
-        super().__init__(root, self._actors, publisher)
+        super().__init__(root, self._actors, publisher, self._values.drop_guard_s)
         self._watch = asyncio.get_running_loop().create_task(self._end_when_idle(publisher))
 
     async def close(self) -> None:

@@ -77,9 +77,9 @@ class Operations:
         """The spaces of a collection."""
         return self._call("list_spaces", collection=collection)
 
-    def drop_space(self, collection: str, space: str) -> Any:
-        """Drop a space and its bytes."""
-        return self._call("drop_space", collection=collection, space=space)
+    def drop_space(self, collection: str, space: str, confirm: str | None = None, reason: str | None = None) -> Any:
+        """Drop a space and its bytes; `confirm` is its name, wanted while it was the default a short while ago."""
+        return self._call("drop_space", collection=collection, space=space, confirm=confirm, reason=reason)
 
     def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
         """Start or resume a rebuild; fields as of `POST …/rebuild`: {status, job_id}."""
@@ -89,13 +89,21 @@ class Operations:
         """The status of a space's rebuild."""
         return self._call("rebuild_status", collection=collection, space=space)
 
-    def cancel_rebuild(self, collection: str, space: str) -> Any:
+    def cancel_rebuild(self, collection: str, space: str, reason: str | None = None) -> Any:
         """Cancel a running rebuild; its work is kept."""
-        return self._call("cancel_rebuild", collection=collection, space=space)
+        return self._call("cancel_rebuild", collection=collection, space=space, reason=reason)
 
     def swap(self, collection: str, space: str, **fields: Any) -> Any:
         """Make a space the default: {previous, current, epoch}."""
         return self._call("swap", collection=collection, body={"name": space, **fields})
+
+    def rollback(self, collection: str, **fields: Any) -> Any:
+        """Make the previous default the default again: {previous, current, epoch}."""
+        return self._call("swap", collection=collection, body={"rollback": True, **fields})
+
+    def history(self, collection: str) -> Any:
+        """What was done to the spaces of a collection: {events}, oldest first."""
+        return self._call("history", collection=collection)
 
 
 class Client(Operations):

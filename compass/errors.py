@@ -154,6 +154,18 @@ class SpaceLagsError(ConflictError):
     type, title = "space-lags", "The vector space lags behind"
 
 
+class SpaceQuarantinedError(ConflictError):
+    """Chunks of the space are quarantined, and nobody accepted that."""
+
+    type, title = "space-quarantined", "Chunks of the vector space are quarantined"
+
+
+class ConfirmationNeededError(ConflictError):
+    """The space was the default a short while ago; the caller must name it once more."""
+
+    type, title = "confirmation-needed", "Confirm by the name"
+
+
 class EpochMismatchError(ConflictError):
     """The default has changed since the caller looked."""
 

@@ -29,6 +29,7 @@ class CollectionState:
         default: The id of the space that answers unnamed queries.
         epoch: Grows by one with each change of the default; 1 at creation.
         tombstones: Ids of dropped spaces; only these are ever deleted.
+        defaults_until: By space id, when a space that is still there ceased to be the default: Unix time, seconds.
     """
 
     uuid: str
@@ -39,6 +40,13 @@ class CollectionState:
     epoch: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
     tombstones: tuple[str, ...] = ()
+    defaults_until: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def previous_default(self) -> Space | None:
+        """The space that was the default last; None if there was none, or it was dropped."""
+        last = max(self.defaults_until, key=self.defaults_until.__getitem__, default=None)
+        return None if last is None else self.spaces.get(last)
 
     def by_name(self, name: str) -> Space:
         """The space of this name.
@@ -69,6 +77,7 @@ class CollectionState:
             "epoch": self.epoch,
             "config": dict(self.config),
             "tombstones": list(self.tombstones),
+            "defaults_until": dict(self.defaults_until),
         }
 
     @staticmethod
@@ -98,11 +107,12 @@ class SetSpace:
 
 @dataclass(frozen=True, slots=True)
 class SwapDefault:
-    """Make `target` the default, if the default and the epoch still are what the router saw."""
+    """Make `target` the default, if the default and the epoch still are what the router saw. `at`: Unix time."""
 
     expected_default: str
     expected_epoch: int
     target: str
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +149,8 @@ def apply(state: CollectionState, change: Change) -> CollectionState:
             return replace(state, spaces={**state.spaces, space.id: space})
         case SetSpace():
             return _set_space(state, change)
-        case SwapDefault(expected_default, expected_epoch, target):
-            return _swap(state, expected_default, expected_epoch, target)
+        case SwapDefault():
+            return _swap(state, change)
         case DropSpace(space_id):
             return _drop(state, space_id)
         case RestartSpace(space_id, replacement):
@@ -156,21 +166,24 @@ def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
     return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})
 
 
-def _swap(state: CollectionState, default: str, epoch: int, target: str) -> CollectionState:
-    if state.default != default or state.epoch != epoch:
+def _swap(state: CollectionState, swap: SwapDefault) -> CollectionState:
+    if state.default != swap.expected_default or state.epoch != swap.expected_epoch:
         raise EpochMismatchError(
-            f"the default of {state.name!r} has changed meanwhile: epoch {state.epoch}, expected {epoch}",
-            {"epoch": state.epoch, "expected_epoch": epoch},
+            f"the default of {state.name!r} has changed meanwhile: epoch {state.epoch}, "
+            f"expected {swap.expected_epoch}",
+            {"epoch": state.epoch, "expected_epoch": swap.expected_epoch},
         )
-    space = state.by_id(target)
+    space = state.by_id(swap.target)
     if space.status != "active":
         raise SpaceNotActiveError(
             f"vector space {space.name!r} is {space.status}, not active; rebuild it first",
             {"space": space.name, "space_status": space.status},
         )
-    if target == default:
+    if swap.target == state.default:
         return state
-    return replace(state, default=target, epoch=state.epoch + 1)
+    ceased = {k: v for k, v in state.defaults_until.items() if k != swap.target}
+    ceased[swap.expected_default] = swap.at
+    return replace(state, default=swap.target, epoch=state.epoch + 1, defaults_until=ceased)
 
 
 def _drop(state: CollectionState, space_id: str) -> CollectionState:
@@ -181,4 +194,5 @@ def _drop(state: CollectionState, space_id: str) -> CollectionState:
             {"space": space.name},
         )
     spaces = {k: v for k, v in state.spaces.items() if k != space_id}
-    return replace(state, spaces=spaces, tombstones=(*state.tombstones, space_id))
+    ceased = {k: v for k, v in state.defaults_until.items() if k != space_id}
+    return replace(state, spaces=spaces, tombstones=(*state.tombstones, space_id), defaults_until=ceased)

@@ -13,7 +13,7 @@ from compass.domain.space import BUILTIN, HnswConfig, Space, SpaceConfig
 from compass.errors import NotImplementedYetError
 from compass.serving.http import schemas
 from compass.serving.incoming import invalid
-from compass.serving.ports import CollectionSpec, RebuildSpec
+from compass.serving.ports import CollectionSpec, RebuildSpec, SwapSpec
 
 DEFAULT_SPACE, BUILTIN_MODEL, BUILTIN_DIMS = "default", "compass-builtin", 384
 
@@ -102,6 +102,17 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
         max_docs_per_s=asked.max_docs_per_s,
         restart=asked.restart,
     )
+
+
+def swap_spec(asked: schemas.SwapRequest) -> SwapSpec:
+    """A swap, checked.
+
+    Raises:
+        InvalidRequestError: no space is named, and it is no rollback.
+    """
+    if asked.name is None and not asked.rollback:
+        raise invalid([{"field": "name", "detail": "name the space, or send rollback: true"}])
+    return SwapSpec(asked.name, asked.rollback, asked.force, asked.expected_epoch, asked.wait_s)
 
 
 def deletion(asked: schemas.DeleteRequest) -> tuple[list[int], Filter | None]:

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from compass.domain.collection import Change, CollectionState
+from compass.domain.history import Note
 from compass.domain.publication import Scope
 from compass.domain.routing import CollectionRoute, RoutingTable
 from compass.domain.space import Space, SpaceConfig
@@ -62,6 +63,7 @@ class Changes:
         route: CollectionRoute,
         change: Change,
         names: set[str],
+        note: Note | None = None,
         *,
         default: bool = False,
         removed: frozenset[str] = frozenset(),
@@ -70,16 +72,20 @@ class Changes:
         committed: list[CollectionState] = []
 
         async def commit() -> Update:
-            committed.append(await self._settled(route, change))
+            committed.append(await self._settled(route, change, note))
             return put(committed[0])
 
         await self._publisher.transition(scope(route.name, names, default), commit, removed)
         await self.tell(route.uuid, committed[0].spaces.values())
         return committed[0]
 
-    async def record(self, route: CollectionRoute, change: Change) -> CollectionState:
+    async def record(self, route: CollectionRoute, change: Change, note: Note | None = None) -> CollectionState:
         """A change that no query can notice: committed and published without holding anything."""
-        return await self.transition(route, change, set())
+        return await self.transition(route, change, set(), note)
+
+    async def state(self, route: CollectionRoute) -> CollectionState:
+        """The collection's state as its log has it."""
+        return await self._cluster.collection(route.uuid).state(self._number)
 
     async def show_next(self, collection: str, name: str | None) -> None:
         """Publish which space is about to become the default, or that none is any more."""
@@ -120,7 +126,7 @@ class Changes:
 
         await asyncio.gather(*(tell(space) for space in spaces))
 
-    async def _settled(self, route: CollectionRoute, change: Change) -> CollectionState:
+    async def _settled(self, route: CollectionRoute, change: Change, note: Note | None) -> CollectionState:
         """Commit a change; when the answer is lost, what the log says decides.
 
         Nobody but the holder of the collection's lock changes its state, so a state that differs is this
@@ -129,7 +135,7 @@ class Changes:
         writer = self._cluster.collection(route.uuid)
         before = await writer.state(self._number)
         try:
-            return await writer.change(change, self._number)
+            return await writer.change(change, self._number, note)
         except TakenOverError:
             raise
         except UnavailableError:

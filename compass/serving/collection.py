@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.collection import Change, CollectionState, SetSpace
 from compass.domain.filters import Filter
+from compass.domain.history import Event, Note
 from compass.domain.receipts import Deleted, Ingested
 from compass.errors import CompassError, TakenOverError, UnavailableError
 from compass.storage.collection_store import CollectionStore
@@ -54,8 +55,8 @@ class CollectionService:
         """Delete by ids or by a filter."""
         return await self._do(self._store.delete, ids, where)
 
-    async def change(self, change: Change, router: int) -> CollectionState:
-        """Change the state; the change's precondition is checked in the commit itself.
+    async def change(self, change: Change, router: int, note: Note | None = None) -> CollectionState:
+        """Change the state; its precondition is checked in the commit itself, which also holds the note.
 
         Raises:
             TakenOverError: a newer router has asked meanwhile; nothing changes.
@@ -64,7 +65,7 @@ class CollectionService:
         async with self._changing:
             self._heed(router)
             try:
-                return await self._do(self._store.change, change)
+                return await self._do(self._store.change, change, note)
             except UnavailableError:
                 self._unsure = True
                 raise
@@ -80,6 +81,10 @@ class CollectionService:
     async def info(self) -> dict[str, Any]:
         """{chunk_count, seq}."""
         return {"chunk_count": await self._do(self._store.view.count), "seq": self._store.seq}
+
+    async def history(self) -> list[Event]:
+        """What was done to the collection, oldest first."""
+        return await self._do(self._store.view.history)
 
     async def checkpoint(self) -> Snapshot:
         """A snapshot in files, as a rebuild reads it."""

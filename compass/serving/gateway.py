@@ -16,6 +16,7 @@ import msgspec
 from compass import __version__
 from compass.domain.chunk import FloatVector, has_text
 from compass.domain.filters import Filter, parse_filter
+from compass.domain.history import By
 from compass.domain.names import check_name
 from compass.domain.routing import CollectionRoute
 from compass.domain.search import Query
@@ -29,6 +30,7 @@ from compass.serving.asked import (
     searched_space,
     space_changes,
     space_config,
+    swap_spec,
 )
 from compass.serving.followers import Followers
 from compass.serving.http import schemas
@@ -103,13 +105,13 @@ class Gateway:
 
     # ---- collections
 
-    async def create_collection(self, body: schemas.NewCollection) -> schemas.CollectionInfo:
+    async def create_collection(self, body: schemas.NewCollection, who: str | None = None) -> schemas.CollectionInfo:
         """Create a collection; its spaces are active at once.
 
         Raises:
             InvalidRequestError, CollectionExistsError.
         """
-        await self._router.create_collection(collection_spec(body))
+        await self._router.create_collection(collection_spec(body), By(who))
         return await self.collection_info(body.name)
 
     async def list_collections(self) -> list[schemas.CollectionInfo]:
@@ -239,7 +241,7 @@ class Gateway:
 
     # ---- spaces
 
-    async def add_space(self, collection: str, body: schemas.NewSpace) -> schemas.SpaceAdded:
+    async def add_space(self, collection: str, body: schemas.NewSpace, who: str | None = None) -> schemas.SpaceAdded:
         """Add a space, which is building until it is rebuilt or fed.
 
         Raises:
@@ -247,42 +249,59 @@ class Gateway:
         """
         check_name("vector space", body.name)
         config = space_config(body)
-        await self._router.add_space(collection, body.name, config)
+        await self._router.add_space(collection, body.name, config, By(who, body.reason))
         return schemas.SpaceAdded(name=body.name, dims=config.dims, model=config.model, status="building")
 
     async def list_spaces(self, collection: str) -> list[schemas.SpaceInfo]:
         """The spaces of a collection, in the order of their creation."""
         return await self._space_infos((await self._route(collection)).spaces.values())
 
-    async def set_space(self, collection: str, space: str, body: schemas.SpacePatch) -> schemas.SpaceInfo:
+    async def set_space(
+        self, collection: str, space: str, body: schemas.SpacePatch, who: str | None = None
+    ) -> schemas.SpaceInfo:
         """Change what can change while a space answers.
 
         Raises:
             FingerprintMismatchError: the new endpoint's model is not the one that built the space.
         """
-        await self._router.set_space(collection, space, space_changes(body))
+        await self._router.set_space(collection, space, space_changes(body), By(who, body.reason))
         return await self._space_info((await self._route(collection)).space(space))
 
-    async def drop_space(self, collection: str, space: str) -> None:
+    async def drop_space(
+        self,
+        collection: str,
+        space: str,
+        confirm: str | None = None,
+        reason: str | None = None,
+        who: str | None = None,
+    ) -> None:
         """Drop a space; when this returns its bytes are gone.
 
         Raises:
             DefaultSpaceError.
+            ConfirmationNeededError: it was the default a short while ago; `confirm` must be its name.
         """
-        await self._router.drop_space(collection, space)
+        await self._router.drop_space(collection, space, confirm, By(who, reason))
 
-    async def swap(self, collection: str, body: schemas.SwapRequest) -> schemas.Swapped:
+    async def swap(self, collection: str, body: schemas.SwapRequest, who: str | None = None) -> schemas.Swapped:
         """Make a space the default.
 
         Raises:
-            SpaceNotActiveError, SpaceLagsError, EpochMismatchError.
+            SpaceNotActiveError, SpaceLagsError, SpaceQuarantinedError, EpochMismatchError, RebuildRunningError.
         """
-        answer = await self._router.swap(collection, body.name, body.force, body.expected_epoch)
+        answer = await self._router.swap(collection, swap_spec(body), By(who, body.reason))
         return msgspec.convert(answer, schemas.Swapped)
+
+    async def history(self, collection: str) -> schemas.History:
+        """What was done to the spaces of a collection, oldest first."""
+        route = await self._route(collection)
+        return shown.history(await self._collections(route.uuid).history())
 
     # ---- rebuilds
 
-    async def rebuild(self, collection: str, space: str, body: schemas.RebuildRequest) -> schemas.RebuildStarted:
+    async def rebuild(
+        self, collection: str, space: str, body: schemas.RebuildRequest, who: str | None = None
+    ) -> schemas.RebuildStarted:
         """Start a rebuild, or resume what an earlier one left.
 
         Raises:
@@ -290,15 +309,18 @@ class Gateway:
             RebuildRunningError, DefaultSpaceError.
         """
         spec = rebuild_spec(body, (await self._route(collection)).space(space))
-        return msgspec.convert(await self._router.start_rebuild(collection, space, spec), schemas.RebuildStarted)
+        started = await self._router.start_rebuild(collection, space, spec, By(who, body.reason))
+        return msgspec.convert(started, schemas.RebuildStarted)
 
-    async def cancel_rebuild(self, collection: str, space: str) -> schemas.RebuildCancelled:
+    async def cancel_rebuild(
+        self, collection: str, space: str, reason: str | None = None, who: str | None = None
+    ) -> schemas.RebuildCancelled:
         """Cancel a running rebuild.
 
         Raises:
             NotFoundError: none is running.
         """
-        await self._router.cancel_rebuild(collection, space)
+        await self._router.cancel_rebuild(collection, space, By(who, reason))
         return schemas.RebuildCancelled()
 
     async def rebuild_status(self, collection: str, space: str) -> schemas.RebuildStatus:

@@ -30,7 +30,12 @@ OPERATIONS: dict[str, type[schemas.Request] | None] = {
     "rebuild_status": None,
     "cancel_rebuild": None,
     "swap": schemas.SwapRequest,
+    "history": None,
 }
+
+
+NAMED = frozenset({"create_collection", "add_space", "set_space", "drop_space", "rebuild", "cancel_rebuild", "swap"})
+HANDLE = "python"  # who asks, as the history names a Python handle
 
 
 async def call(gateway: Any, operation: str, arguments: dict[str, Any]) -> Any:
@@ -48,6 +53,8 @@ async def call(gateway: Any, operation: str, arguments: dict[str, Any]) -> Any:
     if operation not in OPERATIONS:
         raise InvalidRequestError(f"there is no operation {operation!r}; there are {', '.join(OPERATIONS)}")
     kind, given = OPERATIONS[operation], dict(arguments)
+    if operation in NAMED:
+        given["who"] = HANDLE
     if kind is not None:
         given["body"] = from_plain(kind, given.get("body", {}))
     try:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.filters import Filter
+from compass.domain.history import By, Event
 from compass.domain.receipts import Deleted, Ingested
 from compass.domain.search import Hit, Query
 from compass.domain.space import SpaceConfig
@@ -20,6 +21,7 @@ __all__ = [
     "RebuildSpec",
     "Router",
     "SpaceIndex",
+    "SwapSpec",
 ]
 
 
@@ -45,31 +47,42 @@ class RebuildSpec:
     restart: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SwapSpec:
+    """A swap to make. `space` None, only with `rollback`: the previous default. `wait_s`: for a space that lags."""
+
+    space: str | None
+    rollback: bool = False
+    force: bool = False
+    expected_epoch: int | None = None
+    wait_s: float = 5.0
+
+
 class Router(Protocol):
     """The authority for the routing table: everything that changes who answers what."""
 
-    async def create_collection(self, spec: CollectionSpec) -> None:
+    async def create_collection(self, spec: CollectionSpec, by: By) -> None:
         """Create a collection; its spaces are active at once."""
 
     async def delete_collection(self, collection: str) -> None:
         """Delete it; when this returns its bytes are gone."""
 
-    async def add_space(self, collection: str, name: str, config: SpaceConfig) -> None:
+    async def add_space(self, collection: str, name: str, config: SpaceConfig, by: By) -> None:
         """Add a building space."""
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
+    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By) -> None:
         """Change fields of a space's config: embed_endpoint, query_prompt_name, ef_search."""
 
-    async def drop_space(self, collection: str, space: str) -> None:
-        """Drop a space; when this returns its bytes are gone."""
+    async def drop_space(self, collection: str, space: str, confirm: str | None, by: By) -> None:
+        """Drop a space; when this returns its bytes are gone. `confirm`: its name, where that is wanted."""
 
-    async def swap(self, collection: str, space: str, force: bool, expected_epoch: int | None) -> dict[str, Any]:
+    async def swap(self, collection: str, spec: SwapSpec, by: By) -> dict[str, Any]:
         """Make a space the default: {previous, current, epoch}."""
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
         """Start or resume a rebuild: {status, job_id}."""
 
-    async def cancel_rebuild(self, collection: str, space: str) -> None:
+    async def cancel_rebuild(self, collection: str, space: str, by: By) -> None:
         """Cancel a running rebuild and keep its work."""
 
 
@@ -91,6 +104,9 @@ class Collection(Protocol):
     async def info(self) -> dict[str, Any]:
         """{chunk_count, seq}."""
 
+    async def history(self) -> list[Event]:
+        """What was done to the collection, oldest first."""
+
 
 class SpaceIndex(Protocol):
     """The vectors of one space: searches them, and follows the log."""
@@ -102,7 +118,7 @@ class SpaceIndex(Protocol):
         """Wait until the space can find what was written up to `seq`; how many chunks it still lacks."""
 
     async def info(self) -> dict[str, Any]:
-        """{vectors, lag, quarantined, bytes_on_disk, error?}."""
+        """{vectors, lag, quarantined, accepted, bytes_on_disk, error?}."""
 
     async def rebuild_status(self) -> dict[str, Any]:
         """RebuildStatus of the HTTP interface, the `status` of the space left out."""

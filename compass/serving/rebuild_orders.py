@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from compass.domain.collection import RestartSpace, SetSpace
+from compass.domain.history import By, Note
 from compass.domain.routing import CollectionRoute
 from compass.domain.space import Space, Status
 from compass.errors import (
@@ -42,8 +43,9 @@ class RebuildOrders:
         self._root, self._cluster, self._changes, self._spawn = root, cluster, changes, spawn
         self._reaped: set[str] = set()  # space ids whose rebuild's process somebody waits to end
 
-    async def start(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def start(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
         """Start a rebuild, or go on with an interrupted one."""
+        began_at = time.time()
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
@@ -63,26 +65,30 @@ class RebuildOrders:
                     )
                 await self._cluster.stop_rebuild(target.id)
             if spec.restart:
-                target = await self._restart(route, target)
+                target = await self._restart(route, target, Note("restart", space, began_at, by))
                 route = self._changes.route(collection)
-            target = await self._accept(route, target, spec, endpoints)
             job = _job(target, spec, endpoints)
+            note = Note("rebuild", space, began_at, by, {"job_id": job["job_id"]})
+            target = await self._accept(route, target, spec, endpoints, note)
             await self._cluster.rebuild(collection, route.uuid, target).start(job)
             self.reap_when_done(collection, target)
             return {"status": target.status, "job_id": job["job_id"]}
 
-    async def cancel(self, collection: str, space: str) -> None:
+    async def cancel(self, collection: str, space: str, by: By) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
+        note = Note("cancel", space, time.time(), by)
         async with await self._changes.lock(collection):
-            target = self._changes.route(collection).space(space)
+            route = self._changes.route(collection)
+            target = route.space(space)
             running = await self._cluster.find_rebuild(target.id)
             if running is None or not await running.running():
                 raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
             await self.end(target)
-            await asyncio.to_thread(_close_record, self.vectors(self._changes.route(collection), target))
+            await asyncio.to_thread(_close_record, self.vectors(route, target))
+            await self._changes.record(route, SetSpace(target.id), note)
 
     async def _accept(
-        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
+        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...], note: Note
     ) -> Space:
         """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
         config: dict[str, Any] = {}
@@ -91,12 +97,11 @@ class RebuildOrders:
             if spec.api_key_env:
                 config["api_key_env"] = spec.api_key_env
         status: Status | None = "building" if target.status == "failed" else None
-        state = await self._changes.record(
-            route, SetSpace(target.id, status=status, follows=True, error=False, config=config)
-        )
+        change = SetSpace(target.id, status=status, follows=True, error=False, config=config)
+        state = await self._changes.record(route, change, note)
         return state.by_id(target.id)
 
-    async def _restart(self, route: CollectionRoute, target: Space) -> Space:
+    async def _restart(self, route: CollectionRoute, target: Space, note: Note) -> Space:
         if route.default == target.name:
             raise DefaultSpaceError(
                 f"vector space {target.name!r} is the default of {route.name!r} and answers queries: "
@@ -105,7 +110,7 @@ class RebuildOrders:
             )
         fresh = new_space(target.name, target.config, "building", False)
         change = RestartSpace(target.id, fresh)
-        await self._changes.transition(route, change, {target.name}, removed=frozenset({target.id}))
+        await self._changes.transition(route, change, {target.name}, note, removed=frozenset({target.id}))
         await self._cluster.stop_index(target.id)
         await self._cluster.collection(route.uuid).sweep()
         return fresh

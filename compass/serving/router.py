@@ -7,37 +7,48 @@ whose commit carries its own precondition. What a transition means is in `domain
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
 from compass.domain.collection import AddSpace, DropSpace, SetSpace, SwapDefault
+from compass.domain.history import By, Kind, Note
 from compass.domain.publication import Ack, Directive
 from compass.domain.routing import CollectionRoute
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import (
     CollectionExistsError,
+    ConfirmationNeededError,
     DefaultSpaceError,
     EpochMismatchError,
     FingerprintMismatchError,
+    NotFoundError,
+    RebuildRunningError,
+    SpaceQuarantinedError,
 )
 from compass.serving.changes import Changes, Update, by_id, new_space, put, scope
 from compass.serving.opening import Opening
-from compass.serving.ports import CollectionSpec, RebuildSpec
+from compass.serving.ports import CollectionSpec, RebuildSpec, SwapSpec
 from compass.serving.publisher import Publisher
 from compass.serving.rebuild_orders import RebuildOrders
 from compass.serving.router_ports import Cluster
 from compass.storage.root import Root
 
 SAME_MODEL = 0.999  # the least cosine at which two endpoints count as one model
-CATCH_UP_S = 5.0  # how long a swap waits for its target to reach the frontier
+CATCH_UP_S = 5.0  # how long an activation waits for its space to reach the frontier
+NOBODY = By()
 
 
 class RouterService:
     """Holds the routing table, changes it, publishes it."""
 
-    def __init__(self, root: Root, cluster: Cluster, publisher: Publisher) -> None:
-        """Begin with what the root holds; calls wait until every collection that opens is in the table."""
+    def __init__(self, root: Root, cluster: Cluster, publisher: Publisher, drop_guard_s: float = 0.0) -> None:
+        """Begin with what the root holds; calls wait until every collection that opens is in the table.
+
+        A space that was the default within the last `drop_guard_s` seconds is dropped only on confirmation.
+        """
+        self._drop_guard_s = drop_guard_s
         self._root, self._cluster, self._publisher = root, cluster, publisher
         self._number = publisher.table.incarnation
         self._changes = Changes(cluster, publisher)
@@ -72,8 +83,9 @@ class RouterService:
 
     # ---- collections
 
-    async def create_collection(self, spec: CollectionSpec) -> None:
+    async def create_collection(self, spec: CollectionSpec, by: By = NOBODY) -> None:
         """Create a collection whose spaces are active at once."""
+        note = Note("create", None, time.time(), by, {"default": spec.default})
         async with await self._changes.lock(spec.name):
             if spec.name in self._publisher.table.collections:
                 raise CollectionExistsError(f"there is a collection {spec.name!r} already", {"collection": spec.name})
@@ -81,7 +93,7 @@ class RouterService:
             default = next(s.id for s in spaces if s.name == spec.default)
 
             async def commit() -> Update:
-                state = await asyncio.to_thread(self._root.create, spec.name, spaces, default, spec.config)
+                state = await asyncio.to_thread(self._root.create, spec.name, spaces, default, spec.config, note)
                 await self._opening.start(CollectionRoute.of(state))
                 return put(state)
 
@@ -114,20 +126,22 @@ class RouterService:
 
     # ---- spaces
 
-    async def add_space(self, collection: str, name: str, config: SpaceConfig) -> None:
+    async def add_space(self, collection: str, name: str, config: SpaceConfig, by: By = NOBODY) -> None:
         """Add a building space."""
+        note = Note("add", name, time.time(), by, {"model": config.model, "dims": config.dims})
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             space = new_space(name, config, "building", False)
-            await self._changes.transition(route, AddSpace(space), {name})
+            await self._changes.transition(route, AddSpace(space), {name}, note)
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
+    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By = NOBODY) -> None:
         """Change fields of a space's config; a new endpoint must serve the model that built the space.
 
         Raises:
             FingerprintMismatchError: its vectors of texts that are stored differ from the stored ones.
             EmbeddingError: it does not answer.
         """
+        note = Note("change", space, time.time(), by, {"changed": sorted(changes)})
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
@@ -136,7 +150,7 @@ class RouterService:
                 await self._check_model(route, target, config["embed_endpoint"])
             if "ef_search" in config:
                 config["hnsw"] = replace(target.config.hnsw, ef_search=config.pop("ef_search"))
-            await self._changes.record(route, SetSpace(target.id, config=config))
+            await self._changes.record(route, SetSpace(target.id, config=config), note)
 
     async def _check_model(self, route: CollectionRoute, space: Space, endpoint: str) -> None:
         closeness = await self._cluster.index(route.uuid, space).closeness(endpoint)
@@ -147,8 +161,14 @@ class RouterService:
                 {"space": space.name, "cosine": round(closeness, 4)},
             )
 
-    async def drop_space(self, collection: str, space: str) -> None:
-        """Drop a space that is not the default; queries in flight finish, then its bytes are gone."""
+    async def drop_space(self, collection: str, space: str, confirm: str | None = None, by: By = NOBODY) -> None:
+        """Drop a space that is not the default; queries in flight finish, then its bytes are gone.
+
+        Raises:
+            DefaultSpaceError: it is the default.
+            ConfirmationNeededError: it was the default a short while ago, and `confirm` is not its name.
+        """
+        note = Note("drop", space, time.time(), by)
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
@@ -157,8 +177,11 @@ class RouterService:
                     f"vector space {space!r} is the default of {collection!r}; swap the default first",
                     {"space": space},
                 )
+            if confirm != space:
+                await self._guard_drop(route, target)
             await self._rebuilds.end(target)
-            await self._changes.transition(route, DropSpace(target.id), {space}, removed=frozenset({target.id}))
+            removed = frozenset({target.id})
+            await self._changes.transition(route, DropSpace(target.id), {space}, note, removed=removed)
             await self._remove(route, target)
 
     async def activate(self, collection: str, space_id: str) -> None:
@@ -173,57 +196,113 @@ class RouterService:
             if space.status == "active":
                 return
             await self._changes.reach_frontier(route, space, CATCH_UP_S)
-            await self._changes.transition(
-                route, SetSpace(space_id, status="active", follows=True, error=False), {space.name}
-            )
+            change = SetSpace(space_id, status="active", follows=True, error=False)
+            note = await self._note_of_run("activate", route, space)
+            await self._changes.transition(route, change, {space.name}, note)
 
     async def fail(self, collection: str, space_id: str, error: str) -> None:
         """Record that a rebuild failed, of a space that was never active."""
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
-            if by_id(route, space_id).status == "building":
-                await self._changes.record(route, SetSpace(space_id, status="failed", error=error))
+            space = by_id(route, space_id)
+            change = SetSpace(space_id)  # an active one stays so; the history tells of it
+            if space.status == "building":
+                change = SetSpace(space_id, status="failed", error=error)
+            await self._changes.record(route, change, await self._note_of_run("fail", route, space, error=error))
 
     # ---- the swap
 
-    async def swap(self, collection: str, space: str, force: bool, expected_epoch: int | None) -> dict[str, Any]:
+    async def swap(self, collection: str, spec: SwapSpec, by: By = NOBODY) -> dict[str, Any]:
         """Make a space the default: catch up, fence, commit, publish.
 
         From the first publication on, gateways acknowledge a write only when the target can find it too. So
         what is acknowledged before the frontier is read is below it, what comes later is in both spaces, and
         the new default lacks nothing that anybody was told is there.
+
+        Raises:
+            SpaceNotActiveError, RebuildRunningError: the space cannot answer for everything yet.
+            SpaceLagsError, SpaceQuarantinedError: it lacks chunks; `force` swaps nevertheless.
+            EpochMismatchError: the default is another one than the caller expects.
         """
+        began_at = time.time()
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
-            if expected_epoch is not None and expected_epoch != route.epoch:
+            if spec.expected_epoch is not None and spec.expected_epoch != route.epoch:
                 raise EpochMismatchError(
-                    f"epoch is {route.epoch}, expected {expected_epoch}",
-                    {"epoch": route.epoch, "expected_epoch": expected_epoch},
+                    f"epoch is {route.epoch}, expected {spec.expected_epoch}",
+                    {"epoch": route.epoch, "expected_epoch": spec.expected_epoch},
                 )
-            target = route.active_space(space)
+            target = route.active_space(await self._named(route, spec))
+            answer = {"previous": route.default, "current": target.name, "epoch": route.epoch}
             if route.default == target.name:
-                return {"previous": route.default, "current": target.name, "epoch": route.epoch}
+                return answer
+            await self._guard_swap(route, target, spec.force)
+            note = Note("rollback" if spec.rollback else "swap", target.name, began_at, by, _details(route, spec))
+            change = SwapDefault(route.space(None).id, route.epoch, target.id, time.time())
             await self._changes.show_next(collection, target.name)
             try:
-                if not force:
-                    await self._changes.reach_frontier(route, target, CATCH_UP_S)
-                state = await self._changes.transition(
-                    route, SwapDefault(route.space(None).id, route.epoch, target.id), set(), default=True
-                )
+                if not spec.force:
+                    await self._changes.reach_frontier(route, target, spec.wait_s)
+                state = await self._changes.transition(route, change, set(), note, default=True)
             except BaseException:
                 await self._changes.show_next(collection, None)
                 raise
-        return {"previous": route.default, "current": target.name, "epoch": state.epoch}
+        return {**answer, "epoch": state.epoch}
+
+    async def _named(self, route: CollectionRoute, spec: SwapSpec) -> str:
+        """The space that the swap is to; a rollback without a name is to the previous default."""
+        if spec.space is not None:
+            return spec.space
+        previous = (await self._changes.state(route)).previous_default
+        if previous is None:
+            raise NotFoundError(
+                f"collection {route.name!r} has no previous default to roll back to: there was no swap, or the "
+                "space was dropped; name a space",
+                {"collection": route.name},
+            )
+        return previous.name
+
+    async def _guard_swap(self, route: CollectionRoute, target: Space, force: bool) -> None:
+        """Refuse a target whose contents are in question."""
+        run = await self._cluster.find_rebuild(target.id)
+        if run is not None and await run.running():
+            raise RebuildRunningError(
+                f"vector space {target.name!r} is being rebuilt; wait for the end, or cancel it",
+                {"space": target.name},
+            )
+        known = {} if force else await self._cluster.index(route.uuid, target).info()
+        refused, accepted = known.get("quarantined", 0), known.get("accepted", 0)
+        if refused > accepted:
+            raise SpaceQuarantinedError(
+                f"{refused} chunks of vector space {target.name!r} are quarantined, {accepted} of them accepted: "
+                "rebuild it again to retry them, with max_failed to accept them, or swap with force",
+                {"space": target.name, "quarantined": refused, "accepted": accepted},
+            )
+
+    async def _guard_drop(self, route: CollectionRoute, target: Space) -> None:
+        until = (await self._changes.state(route)).defaults_until.get(target.id)
+        if until is not None and time.time() - until < self._drop_guard_s:
+            raise ConfirmationNeededError(
+                f"vector space {target.name!r} was the default {time.time() - until:.0f} s ago, and dropping it ends "
+                f"the way back: confirm with ?confirm={target.name}",
+                {"space": target.name, "drop_guard_s": self._drop_guard_s},
+            )
+
+    async def _note_of_run(self, kind: Kind, route: CollectionRoute, space: Space, **details: Any) -> Note:
+        """A note of how a rebuild ended; it took as long as the run."""
+        run = await asyncio.to_thread(self._rebuilds.vectors(route, space).read_run) or {}
+        began_at = run.get("started_at", time.time())
+        return Note(kind, space.name, began_at, details={**details, "job_id": run.get("job_id")})
 
     # ---- rebuilds
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By = NOBODY) -> dict[str, Any]:
         """Start a rebuild, or go on with an interrupted one."""
-        return await self._rebuilds.start(collection, space, spec)
+        return await self._rebuilds.start(collection, space, spec, by)
 
-    async def cancel_rebuild(self, collection: str, space: str) -> None:
+    async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
-        await self._rebuilds.cancel(collection, space)
+        await self._rebuilds.cancel(collection, space, by)
 
     # ---- what the above are made of
 
@@ -241,3 +320,8 @@ class RouterService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _details(route: CollectionRoute, spec: SwapSpec) -> dict[str, Any]:
+    details: dict[str, Any] = {"previous": route.default}
+    return {**details, "forced": True} if spec.force else details

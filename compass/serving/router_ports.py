@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from compass.domain.collection import Change, CollectionState
+from compass.domain.history import Note
 from compass.domain.space import Space
 
 
@@ -14,8 +15,8 @@ class CollectionPort(Protocol):
     async def state(self, router: int) -> CollectionState:
         """The spaces, the default, the epoch, for a router of this incarnation."""
 
-    async def change(self, change: Change, router: int) -> CollectionState:
-        """Commit a change under its precondition, unless a newer router has asked."""
+    async def change(self, change: Change, router: int, note: Note | None = None) -> CollectionState:
+        """Commit a change and its note under its precondition, unless a newer router has asked."""
 
     async def info(self) -> dict[str, Any]:
         """{chunk_count, seq}."""
@@ -29,6 +30,9 @@ class IndexPort(Protocol):
 
     async def follow(self, seq: int, wait_s: float) -> int:
         """Wait for a commit; how many chunks are still lacking."""
+
+    async def info(self) -> dict[str, Any]:
+        """{quarantined, accepted, …}: chunks that cannot be embedded, and how many of them were accepted."""
 
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""

@@ -10,6 +10,7 @@ import msgspec
 
 from compass.adapters.endpoint_url import shown as without_secrets
 from compass.domain.chunk import Chunk
+from compass.domain.history import Event
 from compass.domain.routing import CollectionRoute
 from compass.domain.search import Hit
 from compass.domain.space import BUILTIN, Space
@@ -60,6 +61,12 @@ def rebuild_status(space: Space, known: Mapping[str, Any]) -> schemas.RebuildSta
     run = {k: _iso(v) if k in ("started_at", "ended_at") else v for k, v in known.get("run", {}).items()}
     shown = {**known, "status": space.status, "progress": progress, "percent": round(100 * progress, 2), "run": run}
     return msgspec.convert(_without_none(shown, "error"), schemas.RebuildStatus)
+
+
+def history(events: Iterable[Event]) -> schemas.History:
+    """What was done, oldest first."""
+    shown = (msgspec.convert({**event.to_json(), "at": _iso(event.at)}, schemas.Event) for event in events)
+    return schemas.History(list(shown))
 
 
 def chunk_shown(chunk: Chunk) -> schemas.Chunk:

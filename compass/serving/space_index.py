@@ -126,12 +126,13 @@ class SpaceIndex:
         self._use(space)
 
     async def info(self) -> dict[str, Any]:
-        """{vectors, lag, quarantined, bytes_on_disk, error}."""
+        """{vectors, lag, quarantined, accepted, bytes_on_disk, error}."""
         search = await self._ready()
         return {
             "vectors": len(search),
             "lag": len(self._missing),
             "quarantined": len(self._refused),
+            "accepted": self._run.get("max_failed") or 0,  # by whoever ordered the last run
             "bytes_on_disk": await asyncio.to_thread(self._vectors.bytes_on_disk),
             "error": self._error,
         }

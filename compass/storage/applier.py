@@ -127,6 +127,7 @@ class Applier:
             takeovers=(*tip.takeovers, seq) if record.takeover is not None else tip.takeovers,
         )
         tables.write_tip(self.db, moved)
+        tables.remember(self.db, record.events)
         return moved
 
     def trim(self, tip: Tip, horizon: int) -> Tip:
@@ -174,7 +175,7 @@ class Applier:
                 raise NotFoundError(f"there is no collection {self.uuid}", {"uuid": self.uuid})
             try:
                 self._loaded = True
-                tables.rebuild(self.db, _tip_of(base), self._tables(base))
+                tables.rebuild(self.db, _tip_of(base), self._tables(base), base.history if base else ())
             except MissingObjectError:
                 if base is None or newest_base_seq(self.objects, self.uuid) <= base.seq:
                     raise

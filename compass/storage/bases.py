@@ -32,6 +32,7 @@ class Base(msgspec.Struct, frozen=True):
         parts: By rid, not overlapping.
         takeovers: The commits that pruning must leave alone.
         at: When it was written: unix time, seconds.
+        history: `Event.to_json()` of all that happened, oldest first.
     """
 
     uuid: str
@@ -42,6 +43,7 @@ class Base(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     takeovers: tuple[int, ...]
     at: float
+    history: tuple[dict[str, Any], ...] = ()
 
     def snapshot(self) -> Snapshot:
         """What readers of the parts need."""

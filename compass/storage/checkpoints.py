@@ -73,6 +73,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         first = base.next if base else 1
         (fresh,) = db.execute("select count(*) from rows where rid>=?", (first,)).fetchone()
         plan = plan_parts(base.parts if base else (), deaths, first, tip.next - 1, fresh)
+        history = tuple(tables.recall(db))
         kept = [_masked(objects, uuid, tip.seq, part, deaths) for part in plan.kept]
         written = [part for lo, hi in plan.ranges for part in _write(objects, uuid, tip.seq, db, lo, hi)]
     new = Base(
@@ -84,6 +85,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         parts=tuple(sorted([*kept, *written], key=lambda part: part.lo)),
         takeovers=tip.takeovers,
         at=time.time(),
+        history=history,
     )
     if not create_base(objects, new) and read_base(objects, uuid, new.seq) != new:  # else only the answer was lost
         raise TakenOverError(f"another process has written a base of {uuid} at commit {new.seq}", {"seq": new.seq})

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from compass.domain.chunk import ChunkInput, IntVector
 from compass.domain.collection import Change, CollectionState
 from compass.domain.filters import Filter
+from compass.domain.history import Note
 from compass.domain.receipts import Deleted, Ingested
 from compass.domain.space import Space
 from compass.errors import CompassError, TakenOverError, UnavailableError
@@ -117,8 +118,10 @@ class CollectionStore:
         job = self._submit(_Job(lambda edit: edit.delete(ids, where), len(ids)))
         return Deleted(job.seq, job.answer or 0)
 
-    def change(self, change: Change) -> CollectionState:
+    def change(self, change: Change, note: Note | None = None) -> CollectionState:
         """Change spaces or the default if the precondition holds in the commit itself; the new state.
+
+        The note becomes an event of the collection's history, in the same commit.
 
         The bytes of a dropped space are gone when this returns.
 
@@ -127,7 +130,7 @@ class CollectionStore:
             TakenOverError, UnavailableError: as `ingest`.
         """
         before = set(self.state.tombstones)
-        state = self._submit(_Job(lambda edit: edit.change(change))).answer
+        state = self._submit(_Job(lambda edit: edit.change(change, note))).answer
         assert state is not None, "a change answers a state"
         if set(state.tombstones) - before:
             self._sweep_at = time.monotonic() + self.grace_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from compass.domain.chunk import ChunkInput, FloatVector, IntVector
 from compass.domain.collection import Change, CollectionState, apply
 from compass.domain.filters import Filter
+from compass.domain.history import Event, Note
 from compass.domain.space import Space, why_unfit
 from compass.errors import InvalidRequestError
 from compass.storage import filtering, tables
@@ -59,6 +61,7 @@ class Edit:
         self._dead: list[int] = []
         self._vectors: dict[str, Held] = {}
         self._touched = False
+        self._events: list[Event] = []
 
     @property
     def empty(self) -> bool:
@@ -75,6 +78,7 @@ class Edit:
             dead=self._dead,
             state=None if self.state is self._before else self.state.to_json(),
             vectors=self._packed(),
+            events=[event.to_json() for event in self._events],
         )
 
     def ingest(self, chunks: Sequence[ChunkInput]) -> list[int]:
@@ -127,13 +131,15 @@ class Edit:
         self._forget(list(rows.values()))
         return len(rows)
 
-    def change(self, change: Change) -> CollectionState:
-        """Change spaces or the default, if the precondition holds in this very commit.
+    def change(self, change: Change, note: Note | None = None) -> CollectionState:
+        """Change spaces or the default, if the precondition holds in this very commit; the note goes with it.
 
         Raises:
             ConflictError, NotFoundError: it does not.
         """
         self.state = apply(self.state, change)
+        if note is not None:
+            self._events.append(Event.of(note, seq=self.seq, at=time.time(), epoch=self.state.epoch))
         return self.state
 
     def touch(self) -> None:

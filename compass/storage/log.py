@@ -47,6 +47,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         state: `CollectionState.to_json()`, where it changed.
         vectors: Callers' vectors, by space id.
         takeover: {host, pid} of a process that opened the collection for writing.
+        events: `Event.to_json()` of what happened in it.
     """
 
     prev: str
@@ -57,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     state: dict[str, Any] | None = None
     vectors: dict[str, Given] = {}
     takeover: dict[str, Any] | None = None
+    events: list[dict[str, Any]] = []
 
 
 def new_nonce() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compass.domain.collection import CollectionState
+from compass.domain.history import Event, Note
 from compass.domain.space import Space
 from compass.errors import CollectionExistsError, NotFoundError, TakenOverError, UnavailableError
 from compass.storage.collection_store import CollectionStore
@@ -59,9 +60,16 @@ class Root:
         return {name: uuid for name, uuid in found.items() if uuid is not None and not self._dropped(uuid)}
 
     def create(
-        self, name: str, spaces: Sequence[Space], default: str, config: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        spaces: Sequence[Space],
+        default: str,
+        config: Mapping[str, Any] | None = None,
+        note: Note | None = None,
     ) -> CollectionState:
         """Create a collection with these spaces; `default` is a space id. Durable when it returns.
+
+        The note begins its history.
 
         Its first commit is written before its name, so a name always leads to a collection.
 
@@ -76,7 +84,15 @@ class Root:
             by_id = {space.id: space for space in spaces}
             state = CollectionState(uuid, name, time.time(), by_id, default, config=dict(config or {}))
             state.by_id(default)
-            Log(self.objects, uuid).create(1, Record(prev="", nonce=new_nonce(), next=1, state=state.to_json()))
+            event = Event.of(note, seq=1, at=state.created_at, epoch=state.epoch) if note is not None else None
+            record = Record(
+                prev="",
+                nonce=new_nonce(),
+                next=1,
+                state=state.to_json(),
+                events=[event.to_json()] if event is not None else [],
+            )
+            Log(self.objects, uuid).create(1, record)
             if (
                 not self.objects.create(_name_key(name), json.dumps({"uuid": uuid}).encode())
                 and self._uuid(name) != uuid

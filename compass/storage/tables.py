@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 from compass.domain.chunk import IntVector
 from compass.storage.rows import COLUMNS, SCHEMA, Row, is_blank, postings_of
 
-_VERSION = 1  # to be raised with each change of the tables: a view of another version is built anew
+_VERSION = 2  # to be raised with each change of the tables: a view of another version is built anew
 _TABLES = """
 create table tip(seq, nonce, next, count, state, takeovers, horizon);
 create table rows(rid integer primary key, vid, id, file_id, chunk_index, text, doc_type, page, parent_id,
@@ -26,6 +26,7 @@ create table rows(rid integer primary key, vid, id, file_id, chunk_index, text, 
 create table postings(field, value, vid, primary key(field, value, vid)) without rowid;
 create table deaths(seq, rid, vid);
 create table commits(seq integer primary key, next, nonce);
+create table history(seq, event);
 """
 _INDEXES = """
 create unique index rows_id on rows(id);
@@ -34,7 +35,7 @@ create unique index rows_key on rows(file_id, chunk_index);
 create index rows_blank on rows(vid) where blank;
 create index deaths_seq on deaths(seq);
 """
-_NAMES = ("tip", "rows", "postings", "deaths", "commits")
+_NAMES = ("tip", "rows", "postings", "deaths", "commits", "history")
 _ROW = COLUMNS.removesuffix(", seq")
 _INSERT = f"insert into rows({COLUMNS}, blank) values({', '.join('?' * (len(SCHEMA) + 1))})"
 
@@ -104,6 +105,16 @@ def write_tip(db: sqlite3.Connection, tip: Tip) -> None:
     db.execute("insert or replace into commits values(?, ?, ?)", (tip.seq, tip.next, tip.nonce))
 
 
+def remember(db: sqlite3.Connection, events: Iterable[Mapping[str, Any]]) -> None:
+    """Add events to the history."""
+    db.executemany("insert into history values(?, ?)", ((event["seq"], json.dumps(event)) for event in events))
+
+
+def recall(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    """The history, oldest first."""
+    return [json.loads(event) for (event,) in db.execute("select event from history order by seq, rowid")]
+
+
 def insert(db: sqlite3.Connection, rows: Sequence[Row], seq: int) -> None:
     """Put in rows that commit `seq` wrote."""
     db.executemany(_INSERT, ((*row, seq, is_blank(row)) for row in rows))
@@ -165,8 +176,10 @@ def integers(db: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> In
     return np.fromiter((value for (value,) in db.execute(sql, values)), np.int64)
 
 
-def rebuild(db: sqlite3.Connection, tip: Tip, tables: Iterable[pa.Table]) -> None:
-    """Replace everything by these rows, in one transaction: a reader sees the old view or the new one.
+def rebuild(
+    db: sqlite3.Connection, tip: Tip, tables: Iterable[pa.Table], history: Iterable[Mapping[str, Any]] = ()
+) -> None:
+    """Replace everything by these rows and events, in one transaction: a reader sees the old view or the new one.
 
     Indexes come last and postings go in sorted: in random order both take several times as long.
     """
@@ -181,6 +194,7 @@ def rebuild(db: sqlite3.Connection, tip: Tip, tables: Iterable[pa.Table]) -> Non
         db.execute(f"pragma user_version={_VERSION}")
         db.execute("insert into tip values(0, '', 1, 0, '', '[]', 0)")
         write_tip(db, replace(tip, count=count))
+        remember(db, history)
         db.execute("commit")
     except BaseException:
         db.execute("rollback")

@@ -18,6 +18,7 @@ import numpy as np
 from compass.domain.chunk import Chunk, IntVector
 from compass.domain.collection import CollectionState
 from compass.domain.filters import Filter
+from compass.domain.history import Event
 from compass.errors import UnavailableError
 from compass.storage import filtering, tables
 from compass.storage.applier import Applier
@@ -97,6 +98,11 @@ class View:
         if known is None or known[0] != text:
             known = self._state = (text, CollectionState.from_json(json.loads(text)))
         return known[1]
+
+    def history(self) -> list[Event]:
+        """What was done to the collection, oldest first."""
+        with self._read() as db:
+            return [Event.from_json(event) for event in tables.recall(db)]
 
     def count(self) -> int:
         """How many chunks are live."""

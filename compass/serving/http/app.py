@@ -15,7 +15,7 @@ from compass.serving.gateway import Gateway
 from compass.serving.http import problems
 from compass.serving.http.bodies import decode
 from compass.serving.http.docs import docs_page
-from compass.serving.http.guards import wants_host, wants_key, wants_room
+from compass.serving.http.guards import caller, wants_host, wants_key, wants_room
 from compass.serving.http.messages import (
     JSON,
     App,
@@ -114,7 +114,8 @@ class _Dispatch:
         route = methods.get(method)
         if route is None:
             return problems.method_not_allowed(method, [*methods, *(["HEAD"] if "GET" in methods else [])])
-        call = Call(self._gateway, params, _query(route, scope), await self._body(route, scope, receive))
+        body = await self._body(route, scope, receive)
+        call = Call(self._gateway, params, _query(route, scope), body, caller(scope))
         answer = await route.handler(call)
         if route.answer is None:
             return Reply(route.status)

@@ -17,12 +17,13 @@ SPACE = SPACES + "/{space}"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, decoded."""
+    """A request, decoded; `who` asks."""
 
     gateway: Gateway
     params: dict[str, str]
     query: Any
     body: Any
+    who: str
 
     @property
     def collection(self) -> str:
@@ -111,7 +112,7 @@ ROUTES = (
     Route(
         "POST",
         "/collections",
-        lambda c: c.gateway.create_collection(c.body),
+        lambda c: c.gateway.create_collection(c.body, c.who),
         201,
         "Create a collection; without vector_spaces it has one, with the built-in embedder.",
         s.CollectionInfo,
@@ -195,7 +196,7 @@ ROUTES = (
     Route(
         "POST",
         SPACES,
-        lambda c: c.gateway.add_space(c.collection, c.body),
+        lambda c: c.gateway.add_space(c.collection, c.body, c.who),
         201,
         "Add a vector space; it is building until it is rebuilt or fed.",
         s.SpaceAdded,
@@ -213,7 +214,7 @@ ROUTES = (
     Route(
         "PATCH",
         SPACE,
-        lambda c: c.gateway.set_space(c.collection, c.space, c.body),
+        lambda c: c.gateway.set_space(c.collection, c.space, c.body, c.who),
         200,
         "Move a space's endpoint, or change its query prompt or beam width.",
         s.SpaceInfo,
@@ -223,14 +224,15 @@ ROUTES = (
     Route(
         "DELETE",
         SPACE,
-        lambda c: c.gateway.drop_space(c.collection, c.space),
+        lambda c: c.gateway.drop_space(c.collection, c.space, c.query.confirm, c.query.reason, c.who),
         204,
         "Drop a vector space that is not the default; its bytes are gone from disk.",
+        query=s.DropQuery,
     ),
     Route(
         "POST",
         SPACE + "/rebuild",
-        lambda c: c.gateway.rebuild(c.collection, c.space, c.body),
+        lambda c: c.gateway.rebuild(c.collection, c.space, c.body, c.who),
         202,
         "Embed every chunk into a space, in the background; resumes what an earlier run left.",
         s.RebuildStarted,
@@ -241,10 +243,11 @@ ROUTES = (
     Route(
         "DELETE",
         SPACE + "/rebuild",
-        lambda c: c.gateway.cancel_rebuild(c.collection, c.space),
+        lambda c: c.gateway.cancel_rebuild(c.collection, c.space, c.query.reason, c.who),
         202,
         "Cancel a running rebuild; what it embedded is kept.",
         s.RebuildCancelled,
+        query=s.CancelQuery,
     ),
     Route(
         "GET",
@@ -257,11 +260,19 @@ ROUTES = (
     Route(
         "PUT",
         COLLECTION + "/default-vector-space",
-        lambda c: c.gateway.swap(c.collection, c.body),
+        lambda c: c.gateway.swap(c.collection, c.body, c.who),
         200,
         "Swap the default: new queries use this space once it answers.",
         s.Swapped,
         s.SwapRequest,
         curl='{"name": "qwen3"}',
+    ),
+    Route(
+        "GET",
+        COLLECTION + "/history",
+        lambda c: c.gateway.history(c.collection),
+        200,
+        "What was done to the vector spaces: when, by whom, why, and how long it took.",
+        s.History,
     ),
 )

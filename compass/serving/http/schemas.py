@@ -19,6 +19,7 @@ Beam = Annotated[int, Meta(ge=1, le=10_000)]
 Dims = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 16_384})]
 Name = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"})]
 Text = Annotated[str, Meta(min_length=1)]
+Reason = Annotated[str, Meta(max_length=1000, description="Why, for the history.")] | None
 MetaValue = bool | int | float | str | list[str]
 Status = Literal["building", "active", "failed"]
 
@@ -64,6 +65,7 @@ class NewSpace(SpaceConfig, kw_only=True):
     """A vector space to add."""
 
     name: Name
+    reason: Reason = None
 
 
 class CollectionConfig(Request):
@@ -95,6 +97,7 @@ class SpacePatch(Request):
     embed_endpoint: str | UnsetType = UNSET
     query_prompt_name: str | UnsetType | None = UNSET
     hnsw: HnswPatch | UnsetType = UNSET
+    reason: Reason = None
 
 
 class RebuildRequest(Request):
@@ -106,14 +109,31 @@ class RebuildRequest(Request):
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     max_docs_per_s: Annotated[float, Meta(gt=0)] | None = None
     restart: bool = False
+    reason: Reason = None
 
 
 class SwapRequest(Request):
-    """The space that becomes the default."""
+    """The space that becomes the default; with `rollback` and no name, the one that was it before."""
 
-    name: str
+    name: str | None = None
+    rollback: bool = False
     force: bool = False
     expected_epoch: Int64 | None = None
+    wait_s: Annotated[float, Meta(ge=0, le=600)] = 5.0
+    reason: Reason = None
+
+
+class DropQuery(Request):
+    """How a space is dropped; `confirm` is its name, wanted while it was the default a short while ago."""
+
+    confirm: str | None = None
+    reason: Reason = None
+
+
+class CancelQuery(Request):
+    """Why a rebuild is cancelled."""
+
+    reason: Reason = None
 
 
 # ---- chunks and searches, as asked
@@ -381,6 +401,26 @@ class Swapped(Struct):
     previous: str
     current: str
     epoch: int
+
+
+class Event(Struct, kw_only=True):
+    """What was done, in commit `seq`. `who`: the caller's key; null where the service did it by itself."""
+
+    seq: int
+    at: str
+    epoch: int
+    kind: str
+    space: str | None
+    who: str | None
+    reason: str | None
+    took_s: float
+    details: dict[str, Any]
+
+
+class History(Struct):
+    """What was done to the spaces of a collection, oldest first."""
+
+    events: list[Event]
 
 
 class NotYet(Struct):

@@ -17,6 +17,7 @@ import pytest
 from compass.domain.chunk import Chunk, ChunkInput, has_text
 from compass.domain.collection import AddSpace, CollectionState, DropSpace, SetSpace, SwapDefault, apply
 from compass.domain.filters import Filter
+from compass.domain.history import By, Event
 from compass.domain.lease import Holding, Routed
 from compass.domain.receipts import Deleted, Ingested
 from compass.domain.routing import CollectionRoute, RoutingTable
@@ -25,7 +26,7 @@ from compass.domain.space import Space, SpaceConfig
 from compass.errors import CollectionExistsError, NotFoundError, RebuildRunningError, SpaceLagsError, UnavailableError
 from compass.serving.gateway import Gateway
 from compass.serving.http.app import build_app
-from compass.serving.ports import CollectionSpec, RebuildSpec
+from compass.serving.ports import CollectionSpec, RebuildSpec, SwapSpec
 from compass.settings import Settings
 
 
@@ -58,6 +59,9 @@ class FakeTable:
             yield routed
         finally:
             self._holding.end(routed)
+
+
+NOBODY = By()
 
 
 class FakeCollection:
@@ -97,6 +101,9 @@ class FakeCollection:
 
     async def info(self) -> dict[str, Any]:
         return {"chunk_count": len(self.rows), "seq": self.seq}
+
+    async def history(self) -> list[Event]:
+        return [Event(2, 1_700_000_000.5, 1, "add", "new", 0.25, "anyone", "why not", {"model": "m"})]
 
     def _commit(self) -> None:
         self.seq += 1
@@ -170,8 +177,12 @@ class FakeRouter:
         self.states: dict[str, CollectionState] = {}
         self.rebuilds: dict[str, RebuildSpec] = {}
         self.swap_lags = False
+        self.asked: list[tuple[str, By]] = []
+        self.confirmed: list[str | None] = []
+        self.swaps: list[SwapSpec] = []
 
-    async def create_collection(self, spec: CollectionSpec) -> None:
+    async def create_collection(self, spec: CollectionSpec, by: By = NOBODY) -> None:
+        self.asked.append(("create_collection", by))
         if spec.name in self.states:
             raise CollectionExistsError(f"there is a collection {spec.name!r} already")
         spaces = [_space(name, config, "active", True) for name, config in spec.spaces.items()]
@@ -187,10 +198,12 @@ class FakeRouter:
         del self.states[collection]
         self._service.table.remove(collection)
 
-    async def add_space(self, collection: str, name: str, config: SpaceConfig) -> None:
+    async def add_space(self, collection: str, name: str, config: SpaceConfig, by: By = NOBODY) -> None:
+        self.asked.append(("add_space", by))
         self._set(apply(self._state(collection), AddSpace(_space(name, config, "building", False))))
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any]) -> None:
+    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By = NOBODY) -> None:
+        self.asked.append(("set_space", by))
         state, config = self._state(collection), dict(changes)
         found = state.by_name(space)
         if "ef_search" in config:
@@ -201,28 +214,35 @@ class FakeRouter:
         state = self._state(collection)
         self._set(apply(state, SetSpace(state.by_name(space).id, status="active", follows=True)))
 
-    async def drop_space(self, collection: str, space: str) -> None:
+    async def drop_space(self, collection: str, space: str, confirm: str | None = None, by: By = NOBODY) -> None:
+        self.asked.append(("drop_space", by))
+        self.confirmed.append(confirm)
         state = self._state(collection)
         self._set(apply(state, DropSpace(state.by_name(space).id)))
 
-    async def swap(self, collection: str, space: str, force: bool, expected_epoch: int | None) -> dict[str, Any]:
+    async def swap(self, collection: str, spec: SwapSpec, by: By = NOBODY) -> dict[str, Any]:
+        self.asked.append(("swap", by))
+        self.swaps.append(spec)
+        space = spec.space or ""
         if self.swap_lags:
             raise SpaceLagsError(f"vector space {space!r} lags", {"space": space, "lag": 3})
         state = self._state(collection)
         before, target = state.spaces[state.default or ""], state.by_name(space)
-        epoch = state.epoch if expected_epoch is None else expected_epoch
+        epoch = state.epoch if spec.expected_epoch is None else spec.expected_epoch
         state = apply(state, SwapDefault(before.id, epoch, target.id))
         self._set(state)
         return {"previous": before.name, "current": space, "epoch": state.epoch}
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By = NOBODY) -> dict[str, Any]:
+        self.asked.append(("start_rebuild", by))
         found = self._state(collection).by_name(space)
         if found.id in self.rebuilds:
             raise RebuildRunningError(f"a rebuild of {space!r} runs")
         self.rebuilds[found.id] = spec
         return {"status": found.status, "job_id": "job-1"}
 
-    async def cancel_rebuild(self, collection: str, space: str) -> None:
+    async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
+        self.asked.append(("cancel_rebuild", by))
         if self.rebuilds.pop(self._state(collection).by_name(space).id, None) is None:
             raise NotFoundError(f"no rebuild of {space!r} runs")
 

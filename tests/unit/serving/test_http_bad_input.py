@@ -289,13 +289,22 @@ async def test_fields_of_later_versions_are_unknown_in_a_search(http: Any, field
     assert (await refused(http, "/collections/docs/search", {"query": "x", field: 1}))["errors"][0]["field"] == field
 
 
-@pytest.mark.parametrize("field", ["wait_s", "reason", "rollback"])
-async def test_fields_of_later_versions_are_unknown_in_a_swap(http: Any, field: str) -> None:
-    """The same for PUT default-vector-space."""
-    body = {"name": "fed", field: 1}
-    assert (await refused(http, "/collections/docs/default-vector-space", body, method="PUT"))["errors"] == [
-        {"field": field, "detail": "is not a field of this request"}
-    ]
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "name"),
+        ({"rollback": False}, "name"),
+        ({"name": "fed", "wait_s": -1}, "wait_s"),
+        ({"name": "fed", "wait_s": 601}, "wait_s"),
+        ({"name": "fed", "reason": 1}, "reason"),
+        ({"name": "fed", "reason": "x" * 1001}, "reason"),
+        ({"name": "fed", "rolback": True}, "rolback"),
+    ],
+)
+async def test_swaps_that_do_not_fit(http: Any, body: dict[str, Any], field: str) -> None:
+    """A swap that names nothing, a wait out of range or a misspelt field is refused with the field's name."""
+    problem = await refused(http, "/collections/docs/default-vector-space", body, method="PUT")
+    assert problem["errors"][0]["field"] == field
 
 
 async def test_an_unknown_space_is_not_found_in_a_search(http: Any) -> None:

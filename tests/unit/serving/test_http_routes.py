@@ -12,6 +12,7 @@ import pytest
 
 from compass import __version__
 from compass.errors import EndpointUnavailableError
+from compass.serving.ports import SwapSpec
 
 CHUNKS = [
     {"client_id": "a", "file_id": "f", "chunk_index": 0, "text": "rotate a log", "metadata": {"kind": "x", "n": 3}},
@@ -296,6 +297,66 @@ async def test_a_swap_changes_the_default_and_its_epoch(http: Any, docs: Any) ->
     assert (same.status_code, same.json()["epoch"]) == (200, 2)
 
 
+async def test_who_and_why_reach_the_history(new_service: Any) -> None:
+    """Each call that changes spaces tells the router whose key it was and the reason given; never the key."""
+    for settings, headers, who in (
+        ({}, {}, "anyone"),
+        ({"api_key": "s3cret"}, {"authorization": "Bearer s3cret"}, "api-key"),
+    ):
+        service = new_service(**settings)
+        async with service.http(headers=headers) as http:
+            space = {"dims": 4, "model": "m", "embed_endpoint": "builtin"}
+            await http.post("/collections", json={"name": "docs", "vector_spaces": {"old": space}})
+            await http.post("/collections/docs/vector-spaces", json={"name": "new", **space, "reason": "add"})
+            await http.patch("/collections/docs/vector-spaces/new", json={"hnsw": {"ef_search": 9}, "reason": "set"})
+            await http.post("/collections/docs/vector-spaces/new/rebuild", json={"reason": "build"})
+            await http.delete("/collections/docs/vector-spaces/new/rebuild", params={"reason": "stop"})
+            await service.router.activate("docs", "new")
+            await http.put("/collections/docs/default-vector-space", json={"name": "new", "reason": "swap"})
+            await http.delete("/collections/docs/vector-spaces/old", params={"reason": "drop", "confirm": "old"})
+        assert [(name, by.reason) for name, by in service.router.asked] == [
+            ("create_collection", None),
+            ("add_space", "add"),
+            ("set_space", "set"),
+            ("start_rebuild", "build"),
+            ("cancel_rebuild", "stop"),
+            ("swap", "swap"),
+            ("drop_space", "drop"),
+        ]
+        assert {by.who for _, by in service.router.asked} == {who}
+        assert service.router.confirmed == ["old"]
+
+
+async def test_a_rollback_needs_no_name(http: Any, docs: Any) -> None:
+    """What a swap asks for reaches the router as it was said, with the defaults for the rest."""
+    await http.put("/collections/docs/default-vector-space", json={"rollback": True, "wait_s": 1.5, "force": True})
+    await http.put("/collections/docs/default-vector-space", json={"name": "fed"})
+    assert docs.router.swaps == [SwapSpec(None, True, True, None, 1.5), SwapSpec("fed", False, False, None, 5.0)]
+
+
+async def test_the_history_is_shown(http: Any, docs: Any) -> None:
+    """Each event with all of its fields, the time in ISO 8601."""
+    answer = await http.get("/collections/docs/history")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {
+            "events": [
+                {
+                    "seq": 2,
+                    "at": "2023-11-14T22:13:20.500Z",
+                    "epoch": 1,
+                    "kind": "add",
+                    "space": "new",
+                    "who": "anyone",
+                    "reason": "why not",
+                    "took_s": 0.25,
+                    "details": {"model": "m"},
+                }
+            ]
+        },
+    )
+
+
 async def test_a_swap_to_what_is_not_ready_is_refused(http: Any, docs: Any) -> None:
     """Unknown 404; building 409 space-not-active; lagging 409 space-lags."""
     path = "/collections/docs/default-vector-space"
@@ -371,6 +432,7 @@ async def test_every_route_of_a_missing_collection_is_not_found(http: Any, servi
         ("DELETE", "/vector-spaces/s/rebuild", None),
         ("GET", "/vector-spaces/s/status", None),
         ("PUT", "/default-vector-space", {"name": "s"}),
+        ("GET", "/history", None),
     ]:
         answer = await http.request(method, f"/collections/none{path}", json=body)
         assert answer.status_code == 404, (method, path, answer.text)
