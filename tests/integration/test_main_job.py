@@ -134,9 +134,10 @@ def test_a_migration_under_load_loses_nothing_and_nobody_notices(
 
         for turn, space in enumerate(("new", "old", "new"), start=2):
             time.sleep(0.5)
-            swapped = http.put(f"{base}/default-vector-space", json={"name": space})
+            swap = {"rollback": True, "reason": "try the way back"} if space == "old" else {"name": space}
+            swapped = http.put(f"{base}/default-vector-space", json=swap)
             assert swapped.status_code == 200, swapped.text
-            assert swapped.json()["epoch"] == turn
+            assert (swapped.json()["current"], swapped.json()["epoch"]) == (space, turn)
             answer = http.post(f"{base}/search", json={"query": "read a file"}).json()
             assert (answer["vector_space"], answer["epoch"]) == (space, turn)
         time.sleep(0.5)
@@ -164,6 +165,18 @@ def test_a_migration_under_load_loses_nothing_and_nobody_notices(
     for key, text in written.items():
         hits = http.post(f"{base}/search", json={"query": text, "top_k": 50}).json()["results"]
         assert any(h["chunk"]["text"] == text for h in hits), key
+    events = http.get(f"{base}/history").json()["events"]
+    assert [(e["kind"], e["space"], e["epoch"]) for e in events] == [
+        ("create", None, 1),
+        ("add", "new", 1),
+        ("rebuild", "new", 1),
+        ("activate", "new", 1),
+        ("swap", "new", 2),
+        ("rollback", "old", 3),
+        ("swap", "new", 4),
+        ("drop", "old", 4),
+    ]
+    assert (events[5]["reason"], events[5]["who"]) == ("try the way back", "anyone")
 
 
 def _all_chunks(http: httpx.Client, name: str) -> list[dict[str, Any]]:
