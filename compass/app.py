@@ -128,6 +128,16 @@ class RouterProcess(RouterService):
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
+class _Tell:
+    """Tells the rebuild's actor how a stage's endpoints do; from its own process or another one."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, attempt: str, stage: str, endpoints: tuple[dict[str, Any], ...]) -> None:
+        self._actor.hear.remote(attempt, stage, endpoints)
+
+
 class RebuildProcess(RebuildRun):
     """The actor `rebuild:<space-id>`."""
 
@@ -137,8 +147,9 @@ class RebuildProcess(RebuildRun):
         view = root.view(uuid)
         view.refresh()
         space = view.state().by_id(space_id)
+        tell = _Tell(ray.get_runtime_context().current_actor)
         stages = StageOpener(
-            str(values.data), uuid, space_id, space.config, values.embed_timeout_s, values.embed_retry_s
+            str(values.data), uuid, space_id, space.config, values.embed_timeout_s, values.embed_retry_s, tell
         )
         super().__init__(
             collection,

@@ -89,6 +89,10 @@ class Operations:
         """The status of a space's rebuild."""
         return self._call("rebuild_status", collection=collection, space=space)
 
+    def quarantine(self, collection: str, space: str, after: int = -1, limit: int = 100) -> Any:
+        """A page of the chunks that a space's endpoint refuses, by id: {chunks, next}."""
+        return self._call("quarantine", collection=collection, space=space, after=after, limit=limit)
+
     def cancel_rebuild(self, collection: str, space: str, reason: str | None = None) -> Any:
         """Cancel a running rebuild; its work is kept."""
         return self._call("cancel_rebuild", collection=collection, space=space, reason=reason)

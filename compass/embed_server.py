@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
         max_input_length: Words of one input; more: 422, unless `truncate` is set.
         payload_limit: Bytes of a body; more: 413.
         delay_ms: Waited before each answer to `/embed`.
+        docs_per_s: As one GPU: requests queue, and each takes its inputs' share of a second; 0: no such limit.
         api_key: Wanted as `Authorization: Bearer`; else 401.
         tei: False: a plain server without `/info`, that refuses every member but `inputs`.
         reply: Called with the inputs of each request that is in order; a response that it returns, or awaits,
@@ -61,6 +62,7 @@ class Options(TypedDict, total=False):
     max_input_length: int
     payload_limit: int
     delay_ms: float
+    docs_per_s: float
     api_key: str | None
     tei: bool
     reply: Reply | None
@@ -72,6 +74,7 @@ _DEFAULTS: Options = {
     "max_input_length": 8_192,
     "payload_limit": 2_000_000,
     "delay_ms": 0.0,
+    "docs_per_s": 0.0,
     "api_key": None,
     "tei": True,
     "reply": None,
@@ -111,6 +114,7 @@ class EmbedServer:
         self._model = HashingModel(model, dims)
         self._set: Options = {**_DEFAULTS, **options}
         self._requests = self._inputs = self._at_work = 0
+        self._gpu_free_at = 0.0
         routes = [
             Route("/embed", self._embed, methods=["POST"]),
             Route("/health", self._health),
@@ -149,8 +153,10 @@ class EmbedServer:
 
     async def _answer(self, texts: list[str], asked: EmbedRequest) -> Response:
         started = time.perf_counter()
-        if self._set["delay_ms"]:
-            await asyncio.sleep(self._set["delay_ms"] / 1_000)
+        await asyncio.sleep(self._set["delay_ms"] / 1_000)
+        if self._set["docs_per_s"]:
+            self._gpu_free_at = max(time.monotonic(), self._gpu_free_at) + len(texts) / self._set["docs_per_s"]
+            await asyncio.sleep(self._gpu_free_at - time.monotonic())
         reply = self._set["reply"]
         said = reply(texts) if reply is not None else None
         if inspect.isawaitable(said):

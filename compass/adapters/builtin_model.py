@@ -24,11 +24,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from compass.adapters.pace import Pace
 from compass.domain.chunk import FloatMatrix, FloatVector, has_text
+from compass.domain.embedding import ServerInfo
 from compass.domain.names import check_dims
 from compass.errors import EndpointRefusedError
 
@@ -120,12 +123,25 @@ class HashingModel:
 class BuiltinEmbedder:
     """The `Embedder` of a space whose endpoint is "builtin": the model of this module, in a thread."""
 
-    def __init__(self, model: HashingModel) -> None:
-        self._model = model
+    def __init__(self, model: HashingModel, max_docs_per_s: float | None = None) -> None:
+        """Embed at most so many texts a second; None: as fast as it goes."""
+        self._model, self._pace = model, Pace(max_docs_per_s)
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """As `HashingModel.embed`; rows of length 1 fit every metric."""
+        wait_s = self._pace.wait_s()
+        self._pace.take(len(texts))  # before the wait: who comes next waits for these
+        if wait_s:
+            await asyncio.sleep(wait_s)
         return await asyncio.to_thread(self._model.embed, texts)
+
+    async def describe(self) -> list[ServerInfo]:
+        """The model's name; it runs in this process."""
+        return [ServerInfo(model_id=f"builtin/{self._model.name}", pooling="hashing")]
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """None: it runs in this process."""
+        return []
 
     async def close(self) -> None:
         """Nothing to let go of."""

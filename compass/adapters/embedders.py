@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from compass.adapters.builtin_model import BuiltinEmbedder, HashingModel
 from compass.adapters.embed_endpoint import HttpEmbedder
 from compass.adapters.endpoint_url import check_endpoint
+from compass.adapters.fleet import FleetEmbedder
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding import CONTROL_TEXT, Embedded, Embedder, Kind
 from compass.domain.names import check_key_variable
@@ -34,6 +36,9 @@ def open_embedder(
     endpoints: Sequence[str] = (),
     batch_size: int | None = None,
     api_key_env: str | None = None,
+    endpoint_timeout_s: float | None = None,
+    concurrency: int | None = None,
+    max_docs_per_s: float | None = None,
 ) -> Embedder:
     """The embedder of a space: the built-in model, or its endpoints over HTTP. Opens no connection yet.
 
@@ -46,6 +51,10 @@ def open_embedder(
         batch_size: Texts a request at most.
         api_key_env: The variable that holds the endpoints' key. Without it the space's own key is sent,
             but to the space's own endpoint alone.
+        endpoint_timeout_s: Of a rebuild: how long its work waits while no endpoint gives a good answer;
+            `retry_s` counts without it.
+        concurrency: Of a rebuild: requests at once at most.
+        max_docs_per_s: Of a rebuild: texts a second at most.
 
     Raises:
         InvalidRequestError: no endpoint, one that is not to be called, or the variable is not set.
@@ -60,17 +69,20 @@ def open_embedder(
     if BUILTIN in urls:
         if set(urls) != {BUILTIN}:
             raise InvalidRequestError('embed_endpoint "builtin" cannot be mixed with URLs: they are not one model')
-        return BuiltinEmbedder(HashingModel(config.model, config.dims))
+        return BuiltinEmbedder(HashingModel(config.model, config.dims), max_docs_per_s)
     if api_key_env is None and set(urls) == set(map(check_endpoint, own)):
         api_key_env = config.api_key_env
-    return HttpEmbedder(
+    api_key = None if api_key_env is None else _key(api_key_env)
+    common: dict[str, Any] = {"timeout_s": timeout_s, "batch_size": batch_size, "api_key": api_key, "kind": kind}
+    if endpoint_timeout_s is None:
+        return HttpEmbedder(urls, config, retry_s=retry_s, **common)
+    return FleetEmbedder(
         urls,
         config,
-        timeout_s=timeout_s,
-        retry_s=retry_s,
-        batch_size=batch_size,
-        api_key=None if api_key_env is None else _key(api_key_env),
-        kind=kind,
+        endpoint_timeout_s=endpoint_timeout_s,
+        concurrency=concurrency,
+        max_docs_per_s=max_docs_per_s,
+        **common,
     )
 
 
@@ -86,6 +98,8 @@ async def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
         EndpointUnavailableError: its model fails on everything (424), or it is down.
         EndpointAnswerError: it lied until the retries were over.
     """
+    if isinstance(embedder, FleetEmbedder):  # which does it request by request
+        return await embedder.embed_each(texts)
     sieve = _Sieve(embedder, texts)
     for start, stop in _runs(texts, sieve.refused):
         await sieve.embed(start, stop)

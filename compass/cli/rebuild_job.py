@@ -41,6 +41,15 @@ class Client(Protocol):
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Texts of one request.")
 @click.option("--api-key-env", help="The service's variable that holds the endpoints' key: COMPASS_EMBED_KEY_*.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at once of each embed actor.")
+@click.option("--max-docs-per-s", type=click.FloatRange(min=0, min_open=True), help="The most to embed in a second.")
+@click.option("--max-failed", type=click.IntRange(min=0), help="Chunks that may be refused. Default: none.")
+@click.option(
+    "--endpoint-timeout-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long to wait while no endpoint answers. Default: 900.",
+)
+@click.option("--reason", help="Why, for the collection's history.")
 @click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
 def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""

@@ -19,7 +19,6 @@ from compass.domain.space import SpaceConfig
 
 Kind = Literal["query", "document"]
 
-FIRST_BATCH = 32  # TEI's own default limit; where a server does not say what it takes, begin here
 CONTROL_TEXT = "hello world"  # no embedding model has a reason to refuse this one
 REASON_CHARS = 300  # of what a server said, in an error: enough to act on, too little to carry a document
 
@@ -34,6 +33,19 @@ class Embedder(Protocol):
 
         Raises:
             EmbeddingError: the endpoint failed, refused or lied; no row is returned then.
+        """
+
+    async def describe(self) -> list[ServerInfo]:
+        """What each of its servers says of itself now, in their order; `ServerInfo()` of one that says nothing.
+
+        Raises:
+            EndpointUnavailableError: one is not up.
+        """
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """How each server does: [{url, state, in_flight, docs_per_s, docs, tokens, errors, last_error, ...}].
+
+        Empty where there is none outside this process. `docs` and `tokens` count since the embedder was made.
         """
 
     async def close(self) -> None:
@@ -78,10 +90,21 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What `GET /info` proves. `max_batch` is None where the server does not say."""
+    """What `GET /info` proves; None where the server does not say.
+
+    Attributes:
+        tei: Whether it is TEI, which understands more than `inputs`.
+        max_batch: Inputs of one request.
+        max_input: Tokens of one input.
+        pooling: How a model's token vectors become one, such as "mean" or "cls".
+    """
 
     tei: bool = False
     max_batch: int | None = None
+    max_input: int | None = None
+    model_id: str | None = None
+    model_sha: str | None = None
+    pooling: str | None = None
 
 
 def read_said(body: bytes) -> Said:
@@ -127,10 +150,18 @@ def read_info(status: int, body: bytes) -> ServerInfo:
         document = None
     if not isinstance(document, dict):
         return ServerInfo()
-    limit = document.get("max_client_batch_size")
-    max_batch = limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None
+    max_batch = _count(document.get("max_client_batch_size"))
     tei = max_batch is not None and {"model_id", "model_type", "max_concurrent_requests"} <= document.keys()
-    return ServerInfo(tei, max_batch)
+    kind = document.get("model_type")
+    embedding = kind.get("embedding") if isinstance(kind, dict) else None
+    return ServerInfo(
+        tei,
+        max_batch,
+        _count(document.get("max_input_length")),
+        _text(document.get("model_id")),
+        _text(document.get("model_sha")),
+        _text(embedding.get("pooling")) if isinstance(embedding, dict) else None,
+    )
 
 
 def smaller_batch(size: int, said: Said) -> int:
@@ -165,6 +196,14 @@ def retry_after_s(header: str | None, now: float) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - now)
     except ValueError:
         return None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _text(value: object) -> str | None:
+    return _short(value) if isinstance(value, str) and value else None
 
 
 def _short(text: str) -> str:

@@ -130,6 +130,8 @@ def status_of_run(record: Mapping[str, Any] | None, *, active: bool) -> dict[str
         "endpoints": stored.get("fleet", []),
     }
     error = stored.get("error")
-    if stored.get("stalled_s"):
+    if stored.get("waiting"):
+        error = stored["waiting"]
+    elif stored.get("stalled_s"):
         error = f"nothing has landed for {stored['stalled_s']:.0f} s: look at the endpoints"
     return {**status, "error": error} if error else status

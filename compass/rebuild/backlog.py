@@ -63,5 +63,5 @@ class Backlog:
             await self._task
 
     async def _take(self, files: list[Filled]) -> None:
-        await self._absorb([f.key for f in files])
+        await self._absorb([f.key for f in files if f.key is not None])
         self._absorbed(sum(f.count for f in files))

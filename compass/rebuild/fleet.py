@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+SUMS = ("in_flight", "window", "docs_per_s", "docs", "tokens", "errors")
+STATES = ("up", "paused", "new", "down", "refused")  # the best that any stage says counts
+
 
 class Fleet:
-    """The latest word of each stage about each endpoint: {url, in_flight, docs_per_s, errors, last_error}."""
+    """The latest word of each stage about each endpoint, see `FleetEmbedder.endpoints`."""
 
     def __init__(self) -> None:
         self._said: dict[str, Sequence[dict[str, Any]]] = {}
@@ -18,13 +21,23 @@ class Fleet:
 
     def endpoints(self) -> tuple[dict[str, Any], ...]:
         """One entry for each URL: the sums over the stages, and an error if any has one."""
-        by_url: dict[str, dict[str, Any]] = {}
+        by_url: dict[str, list[dict[str, Any]]] = {}
         for said in (endpoint for stage in self._said.values() for endpoint in stage):
-            entry = by_url.setdefault(
-                said["url"],
-                {"url": said["url"], "in_flight": 0, "docs_per_s": 0.0, "errors": 0, "last_error": None},
-            )
-            for name in ("in_flight", "docs_per_s", "errors"):
-                entry[name] += said[name]
-            entry["last_error"] = said["last_error"] or entry["last_error"]
-        return tuple(by_url.values())
+            by_url.setdefault(said["url"], []).append(said)
+        return tuple(_together(url, said) for url, said in by_url.items())
+
+    def waiting(self) -> str | None:
+        """Why nothing goes on: no endpoint answers; None while one does, or none was asked yet."""
+        endpoints = self.endpoints()
+        if not endpoints or any(e["state"] in ("up", "paused", "new") for e in endpoints):
+            return None
+        said = "; ".join(f"{e['url']}: {e['last_error'] or e['state']}" for e in endpoints)
+        return f"no endpoint answers, the rebuild waits: {said}"
+
+
+def _together(url: str, said: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    sums = {name: sum(one.get(name, 0) for one in said) for name in SUMS}
+    state = min((one.get("state", "up") for one in said), key=STATES.index)
+    error = next((one["last_error"] for one in reversed(said) if one.get("last_error")), None)
+    sums["docs_per_s"] = round(sums["docs_per_s"], 1)
+    return {"url": url, "state": state, **sums, "batch_size": said[-1].get("batch_size"), "last_error": error}

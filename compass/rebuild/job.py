@@ -23,6 +23,8 @@ class RebuildJob:
         batch_size: Texts of one request.
         concurrency: Requests at once of each stage.
         max_docs_per_s: The most that all stages together may embed; None for no limit.
+        endpoint_timeout_s: How long work waits while no endpoint gives a good answer, before the run fails.
+        max_failed: Chunks that may stay quarantined in a space that turns active.
     """
 
     job_id: str
@@ -31,6 +33,8 @@ class RebuildJob:
     batch_size: int | None = None
     concurrency: int | None = None
     max_docs_per_s: float | None = None
+    endpoint_timeout_s: float = 900.0
+    max_failed: int = 0
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> RebuildJob:
@@ -47,7 +51,8 @@ class RunRecord:
         attempt: Who may append now; a writer of another one is stale.
         owns_below: While it runs, the vids below are its work, and the space's follower leaves them alone.
         docs_per_s: The speed when this was stored; 0 of a run that has ended.
-        fleet: How the endpoints do: [{url, in_flight, docs_per_s, errors, last_error}].
+        fleet: How the endpoints do, as `FleetEmbedder.endpoints` says it, over all stages.
+        waiting: Why nothing goes on, while no endpoint answers.
         stalled_s: How long nothing has landed, when that is alarming.
     """
 
@@ -63,6 +68,7 @@ class RunRecord:
     eta_s: float | None = None
     fleet: tuple[dict[str, Any], ...] = ()
     stalled_s: float | None = None
+    waiting: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields of the job beside those of the run."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from compass.errors import (
     EndpointUnavailableError,
     RebuildRunningError,
     SpaceLagsError,
+    SpaceQuarantinedError,
     UnavailableError,
 )
 from compass.rebuild.backlog import Backlog
@@ -39,7 +40,6 @@ from compass.storage.vectors import SpaceVectors
 
 REPORT_S = 1.0  # how often the stored progress moves
 STALL_S = 60.0  # nothing lands for so long: somebody should look
-GIVE_UP_S = 300.0  # the follower gets nowhere for so long: the run fails
 FOLLOW_S = 2.0
 LAST_WORD_S = 1.0  # what an ended run may still wait for, so that a cancel takes less than two seconds
 SNAPSHOTS = 10
@@ -104,6 +104,7 @@ class RebuildRun:
                 )
             if self._is_running() or (same and stored is not None and stored.state == "done"):
                 return
+            await asyncio.to_thread(self._vectors.lift_quarantine)  # whoever asks again wants another try
             await self._begin(job, time.time(), stored.progress if stored else Progress())
 
     async def running(self) -> bool:
@@ -132,6 +133,11 @@ class RebuildRun:
         await asyncio.wait({self._opened})
         if self._task is not None:
             await self._stop(self._task)
+
+    async def hear(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
+        """Take a stage's word on how its endpoints do, also while nothing lands."""
+        if self._record is not None and self._record.attempt == attempt:
+            self._fleet.hear(stage, endpoints)
 
     async def status(self) -> dict[str, Any]:
         """RebuildStatus of the HTTP interface, but for the space's own `status` and `lag`."""
@@ -224,7 +230,7 @@ class RebuildRun:
             async with contextlib.aclosing(landing):
                 async for filled in landing:
                     self._moved()
-                    self._fleet.hear(filled.stage, filled.endpoints)
+                    self._refused(filled)
                     await backlog.put(filled)
             await backlog.drain()
         finally:
@@ -232,16 +238,30 @@ class RebuildRun:
 
     async def _catch_up(self) -> None:
         """Let the index follow to the frontier until the router finds nothing lacking and activates."""
+        assert self._record is not None
         await self._own(0)
         while True:
             seq = (await self._collection.info())["seq"]
             lag = await self._index.follow(seq, FOLLOW_S)
             await self._count()
-            if not lag and await self._activated():
-                return
-            if self._idle_s() > GIVE_UP_S:
+            if not lag:
+                self._check_quarantine()
+                if await self._activated():
+                    return
+            if self._idle_s() > self._record.job.endpoint_timeout_s:
                 reason = (await self._index.info()).get("error") or "its follower gets nowhere"
                 raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
+
+    def _check_quarantine(self) -> None:
+        """Refuse to end well with more refused chunks than the order allows."""
+        assert self._record is not None
+        refused, allowed = self._progress.failed, self._record.job.max_failed
+        if refused > allowed:
+            raise SpaceQuarantinedError(
+                f"{refused} chunks quarantined: their texts are refused for themselves, see the space's quarantine. "
+                f"Rebuild again to retry just these, with max_failed: {refused} to do without them",
+                {"quarantined": refused, "max_failed": allowed},
+            )
 
     async def _activated(self) -> bool:
         try:
@@ -272,6 +292,11 @@ class RebuildRun:
         embedded = self._progress.embedded + count
         self._progress = self._progress.observe(self._clock(), embedded=embedded)
 
+    def _refused(self, filled: Filled) -> None:
+        """Take note of what a stage has done beside vectors."""
+        self._fleet.hear(filled.stage, filled.endpoints)
+        self._progress = replace(self._progress, failed=self._progress.failed + filled.refused)
+
     def _moved(self) -> None:
         self._moved_at_s = self._clock()
 
@@ -292,6 +317,7 @@ class RebuildRun:
             eta_s=self._progress.eta_s(now_s),
             fleet=self._fleet.endpoints(),
             stalled_s=stalled_s,
+            waiting=self._fleet.waiting(),
         )
 
     async def _accept(self, record: RunRecord) -> None:
@@ -315,7 +341,9 @@ class RebuildRun:
 
     async def _end(self, state: RunState, error: str | None = None) -> None:
         eta_s = 0.0 if state == "done" else None
-        await self._save(state=state, error=error, ended_at=time.time(), docs_per_s=0.0, eta_s=eta_s, stalled_s=None)
+        await self._save(
+            state=state, error=error, ended_at=time.time(), docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None
+        )
 
     async def _stored(self) -> RunRecord | None:
         data = await asyncio.to_thread(self._vectors.read_run)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from compass.adapters.embedders import open_embedder
+from compass.adapters.embedders import embed_each, open_embedder
 from compass.domain.chunk import FloatMatrix, IntVector
-from compass.domain.embedding import FIRST_BATCH, Embedder
+from compass.domain.embedding import Embedder
 from compass.domain.space import SpaceConfig
 from compass.errors import ConflictError
 from compass.rebuild.job import RebuildJob
@@ -28,8 +26,8 @@ from compass.storage.vectors import SpaceVectors
 CHECK_S = 1.0  # how often a stage looks whether its run goes on: a cancelled one leaves the endpoint alone
 KEPT_PARTS = 2  # parts whose texts stay in memory: the descriptors of a part come one after the other
 
-T = TypeVar("T")
-Embed = Callable[[Sequence[str]], Awaitable[FloatMatrix]]
+
+Tell = Callable[[str, str, tuple[dict[str, Any], ...]], None]  # of an attempt, by a stage: its endpoints
 
 
 class StaleRunError(ConflictError):
@@ -40,24 +38,24 @@ class StaleRunError(ConflictError):
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A descriptor done: its vectors are durable in the file `key`. `endpoints`: as the stage sees them."""
+    """A descriptor done, durably.
 
-    key: str
+    Attributes:
+        key: The file of its vectors; None where every text was refused.
+        count: Vectors in it.
+        refused: Texts that were refused for themselves; they are quarantined.
+        endpoints: As the stage sees them.
+    """
+
+    key: str | None
     count: int
+    refused: int = 0
     stage: str = ""
     endpoints: tuple[dict[str, Any], ...] = ()
 
 
-@runtime_checkable
-class Watched(Protocol):
-    """An embedder that tells how its endpoints do."""
-
-    def endpoints(self) -> Sequence[dict[str, Any]]:
-        """[{url, in_flight, docs_per_s, errors, last_error}], since it was made."""
-
-
 class EmbedStage:
-    """Embeds descriptors; safe for several at once on one event loop."""
+    """Embeds descriptors; safe for several at once on one event loop. `name` tells stages apart."""
 
     def __init__(
         self,
@@ -65,12 +63,12 @@ class EmbedStage:
         vectors: SpaceVectors,
         embedder: Embedder,
         attempt: str,
-        throttle: Throttle | None = None,
+        tell: Tell | None = None,
     ) -> None:
-        """Open a stage of the run's `attempt`; without a throttle the embedder has its own measure."""
-        self._name = uuid.uuid4().hex
+        """Open a stage of the run's `attempt`, which `tell`s each second how its endpoints do while it works."""
+        self.name = uuid.uuid4().hex
         self._objects, self._vectors, self._embedder = objects, vectors, embedder
-        self._attempt, self._throttle = attempt, throttle
+        self._attempt, self._tell = attempt, tell
         self._parts: OrderedDict[PartRef, asyncio.Task[pa.Table]] = OrderedDict()
 
     async def fill(self, descriptor: Descriptor) -> Filled:
@@ -79,23 +77,28 @@ class EmbedStage:
         Raises:
             StaleRunError: another attempt runs now; nothing was appended.
             MissingObjectError: compaction removed the part; plan anew.
-            EmbeddingError: what the endpoint did, after the embedder's own retries; nothing was appended.
+            EmbeddingError: no endpoint is left, or none came back in time; nothing was appended.
         """
         work = asyncio.create_task(self._fill(descriptor))
         try:
             while not (await asyncio.wait({work}, timeout=CHECK_S))[0]:
                 await asyncio.to_thread(check_accepted, self._vectors, self._attempt)
+                if self._tell is not None:
+                    self._tell(self._attempt, self.name, self.endpoints())
             return work.result()
         finally:
             work.cancel()
 
     async def _fill(self, descriptor: Descriptor) -> Filled:
         vids, texts = await self._read(descriptor)
-        embed = self._embedder.embed
-        rows = await (embed(texts) if self._throttle is None else self._throttle.embed(embed, texts))
-        key = await asyncio.to_thread(self._append, vids, rows)
-        watched = self._embedder.endpoints() if isinstance(self._embedder, Watched) else ()
-        return Filled(key, len(vids), self._name, tuple(watched))
+        done = await embed_each(self._embedder, texts)
+        refused = {int(vids[i]): reason for i, reason in done.refused.items()}
+        key = await asyncio.to_thread(self._keep, vids[done.rows], done.vectors, refused)
+        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints())
+
+    def endpoints(self) -> tuple[dict[str, Any], ...]:
+        """How the endpoints do, as this stage sees them."""
+        return tuple(self._embedder.endpoints())
 
     async def close(self) -> None:
         """Let go of the endpoint's connections and the parts in memory."""
@@ -116,9 +119,11 @@ class EmbedStage:
         rows = (await asyncio.shield(self._parts[part])).take(pa.array(descriptor.rows))
         return rows["vid"].to_numpy().astype(np.int64, copy=False), rows["text"].to_pylist()
 
-    def _append(self, vids: IntVector, rows: FloatMatrix) -> str:
+    def _keep(self, vids: IntVector, rows: FloatMatrix, refused: dict[int, str]) -> str | None:
+        """Make it durable: the vectors, and why the other texts have none; the key of the file."""
         check_accepted(self._vectors, self._attempt)
-        return self._vectors.append(vids, rows, run=self._attempt)
+        self._vectors.quarantine(refused)
+        return self._vectors.append(vids, rows, run=self._attempt) if len(vids) else None
 
 
 def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
@@ -135,44 +140,6 @@ def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
         )
 
 
-class Throttle:
-    """Holds a stage back where the job asks for it: fewer requests at once, or fewer texts a second."""
-
-    def __init__(self, batch_rows: int, requests: int | None, max_docs_per_s: float | None) -> None:
-        """Let `requests` of `batch_rows` texts go at once, and so many texts a second; None: no limit."""
-        self._batch_rows, self._per_s = batch_rows, max_docs_per_s
-        self._turn = asyncio.Semaphore(requests) if requests else contextlib.nullcontext()
-        self._free_at = 0.0
-
-    async def embed(self, embed: Embed, texts: Sequence[str]) -> FloatMatrix:
-        """The rows of `texts`, embedded in batches that wait for their turn."""
-        batches = [texts[at : at + self._batch_rows] for at in range(0, len(texts), self._batch_rows)]
-        return np.concatenate(await together([self._in_turn(embed, batch) for batch in batches]))
-
-    async def _in_turn(self, embed: Embed, texts: Sequence[str]) -> FloatMatrix:
-        async with self._turn:
-            await self._wait(len(texts))
-            return await embed(texts)
-
-    async def _wait(self, count: int) -> None:
-        """Wait for the end of those before: the next may go when these have had their share of time."""
-        if self._per_s is not None:
-            now = time.monotonic()
-            starts_at = max(now, self._free_at)
-            self._free_at = starts_at + count / self._per_s
-            await asyncio.sleep(starts_at - now)
-
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in order; the first error cancels the rest and is raised as it was."""
-    tasks = [asyncio.create_task(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 OpenStage = Callable[[RebuildJob, str, int], EmbedStage]
 
 
@@ -184,6 +151,7 @@ class StageOpener:
         root: What `open_objects` takes.
         timeout_s: One request to an endpoint.
         retry_s: How long one batch is retried.
+        tell: Hears how the endpoints of a stage do; see `EmbedStage`.
     """
 
     root: str
@@ -192,6 +160,7 @@ class StageOpener:
     config: SpaceConfig
     timeout_s: float
     retry_s: float
+    tell: Tell | None = None
 
     def __call__(self, job: RebuildJob, attempt: str, stages: int) -> EmbedStage:
         """One of `stages` stages that share the job's speed limit."""
@@ -204,17 +173,14 @@ class StageOpener:
             endpoints=job.endpoints,
             batch_size=job.batch_size,
             api_key_env=job.api_key_env,
+            endpoint_timeout_s=job.endpoint_timeout_s,
+            concurrency=job.concurrency,
+            max_docs_per_s=None if job.max_docs_per_s is None else job.max_docs_per_s / stages,
         )
         return EmbedStage(
             objects,
             SpaceVectors(objects, self.uuid, self.space_id, self.config.dims),
             embedder,
             attempt,
-            self._throttle(job, stages),
+            self.tell,
         )
-
-    def _throttle(self, job: RebuildJob, stages: int) -> Throttle | None:
-        if job.concurrency is None and job.max_docs_per_s is None:
-            return None
-        per_s = None if job.max_docs_per_s is None else job.max_docs_per_s / stages
-        return Throttle(job.batch_size or FIRST_BATCH, job.concurrency, per_s)

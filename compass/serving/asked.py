@@ -101,6 +101,8 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
         concurrency=asked.concurrency,
         max_docs_per_s=asked.max_docs_per_s,
         restart=asked.restart,
+        endpoint_timeout_s=asked.endpoint_timeout_s,
+        max_failed=asked.max_failed,
     )
 
 

@@ -34,6 +34,10 @@ class BatchedIndex:
         """As the index says."""
         return await self._index.info()
 
+    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """As the index says."""
+        return await self._index.quarantine(after, limit)
+
     async def rebuild_status(self) -> dict[str, Any]:
         """As the index says."""
         return await self._index.rebuild_status()

@@ -171,8 +171,7 @@ class Gateway:
         Raises:
             InvalidRequestError: `limit` is out of 1..1000.
         """
-        if not 1 <= limit <= MAX_PAGE:
-            raise invalid([{"field": "limit", "detail": f"{limit} is out of 1..{MAX_PAGE}"}])
+        _check_limit(limit)
         async with self._table.route(collection, None) as routed:
             chunks = await self._collections(routed.route.uuid).page(after, limit)
         more = len(chunks) == limit
@@ -328,6 +327,17 @@ class Gateway:
         found = (await self._route(collection)).space(space)
         return shown.rebuild_status(found, await self._indexes(found).rebuild_status())
 
+    async def quarantine(self, collection: str, space: str, after: int = -1, limit: int = 100) -> schemas.Quarantine:
+        """A page of the chunks that a space's endpoint refuses for themselves, by chunk id.
+
+        Raises:
+            InvalidRequestError: `limit` is out of 1..1000.
+        """
+        _check_limit(limit)
+        found = await self._indexes((await self._route(collection)).space(space)).quarantine(after, limit)
+        chunks = msgspec.convert(found, list[schemas.QuarantinedChunk])
+        return schemas.Quarantine(chunks, chunks[-1].id if len(chunks) == limit else None)
+
     # ---- what the above are made of
 
     async def _route(self, collection: str) -> CollectionRoute:
@@ -413,3 +423,8 @@ class Gateway:
 
 def _no_chunk(collection: str, chunk_id: int) -> NotFoundError:
     return NotFoundError(f"collection {collection!r} has no chunk {chunk_id}", {"id": chunk_id})
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_PAGE:
+        raise invalid([{"field": "limit", "detail": f"{limit} is out of 1..{MAX_PAGE}"}])

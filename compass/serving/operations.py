@@ -28,6 +28,7 @@ OPERATIONS: dict[str, type[schemas.Request] | None] = {
     "drop_space": None,
     "rebuild": schemas.RebuildRequest,
     "rebuild_status": None,
+    "quarantine": None,
     "cancel_rebuild": None,
     "swap": schemas.SwapRequest,
     "history": None,

@@ -45,6 +45,8 @@ class RebuildSpec:
     concurrency: int | None = None
     max_docs_per_s: float | None = None
     restart: bool = False
+    endpoint_timeout_s: float = 900.0
+    max_failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class SpaceIndex(Protocol):
 
     async def info(self) -> dict[str, Any]:
         """{vectors, lag, quarantined, accepted, bytes_on_disk, error?}."""
+
+    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """A page of the refused chunks by id: [{id, file_id, chunk_index, reason}]."""
 
     async def rebuild_status(self) -> dict[str, Any]:
         """RebuildStatus of the HTTP interface, the `status` of the space left out."""

@@ -165,4 +165,6 @@ def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[st
         "batch_size": spec.batch_size,
         "concurrency": spec.concurrency,
         "max_docs_per_s": spec.max_docs_per_s,
+        "endpoint_timeout_s": spec.endpoint_timeout_s,
+        "max_failed": spec.max_failed,
     }

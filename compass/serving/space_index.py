@@ -132,7 +132,7 @@ class SpaceIndex:
             "vectors": len(search),
             "lag": len(self._missing),
             "quarantined": len(self._refused),
-            "accepted": self._run.get("max_failed") or 0,  # by whoever ordered the last run
+            "accepted": self._run.get("max_failed", 0),  # by whoever ordered the last run
             "bytes_on_disk": await asyncio.to_thread(self._vectors.bytes_on_disk),
             "error": self._error,
         }
@@ -145,10 +145,15 @@ class SpaceIndex:
         shown = status_of_run(run, active=self._space.status == "active")
         lag = len(self._missing)
         status = {**shown, "embedded": len(search), "total": total, "failed": len(self._refused), "lag": lag}
-        status["quarantined"] = await asyncio.to_thread(self._shown_quarantine)
+        status["quarantined"] = await asyncio.to_thread(self._shown_quarantine, -1, SHOWN_REFUSALS)
         if self._error and not status.get("error"):
             status["error"] = self._error
         return status
+
+    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+        """Up to `limit` refused chunks with an id above `after`, by id: [{id, file_id, chunk_index, reason}]."""
+        await self._ready()
+        return await asyncio.to_thread(self._shown_quarantine, after, limit)
 
     async def closeness(self, endpoint: str) -> float:
         """How well another endpoint's vectors of a few stored texts agree with ours: the least cosine, 1.0 for none.
@@ -242,12 +247,17 @@ class SpaceIndex:
             owner = [(r.get("attempt"), r.get("state"), r.get("owns_below")) for r in (run, self._run)]
             self._run = run
             if owner[0] != owner[1]:
-                refused = await asyncio.to_thread(self._vectors.quarantined)
-                self._refused |= {v: refused[v] for v in self._missing.tolist() if v in refused}
+                await self._read_quarantine()
                 if run.get("state") != "running":
                     await self._take_new_files()
                 self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
         await self._announce()
+
+    async def _read_quarantine(self) -> None:
+        """A run adds to the quarantine, and lifts it: what is stored counts, of the chunks that live."""
+        stored = await asyncio.to_thread(self._vectors.quarantined)
+        live = set((await asyncio.to_thread(self._view.live_vids)).tolist())
+        self._refused = {v: reason for v, reason in stored.items() if v in live}
 
     async def _ready(self) -> SpaceSearch:
         """The search, once it is open; raises what opening raised."""
@@ -395,13 +405,12 @@ class SpaceIndex:
         found, rows = self._vectors.get(some.tolist())
         return [(texts[v], row) for v, row in zip(found.tolist(), rows, strict=True) if v in texts]
 
-    def _shown_quarantine(self) -> list[dict[str, Any]]:
-        """The first of the refused chunks, with why."""
-        refused = dict(sorted(self._refused.items())[:SHOWN_REFUSALS])
-        chunks = self._view.by_vids(list(refused))
+    def _shown_quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+        refused = dict(self._refused)
+        chunks = sorted((c.id, vid, c) for vid, c in self._view.by_vids(list(refused)).items() if c.id > after)
         return [
             {"id": c.id, "file_id": c.file_id, "chunk_index": c.chunk_index, "reason": refused[vid]}
-            for vid, c in chunks.items()
+            for _, vid, c in chunks[:limit]
         ]
 
     async def _embedder_now(self) -> Embedder:

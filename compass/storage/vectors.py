@@ -137,6 +137,10 @@ class SpaceVectors:
                 return self._read_quarantine(self._objects.list(f"{self._folder}/quarantine"))
         raise StorageError(f"the notes of space {self.space_id!r} keep vanishing", {"space_id": self.space_id})
 
+    def lift_quarantine(self) -> None:
+        """Forget who was quarantined: these vids are as missing as any other without a vector."""
+        self._objects.delete(self._objects.list(f"{self._folder}/quarantine"))
+
     def write_run(self, record: Mapping[str, Any]) -> None:
         """Replace the record of the space's rebuild run. Durable when it returns."""
         self._objects.write(f"{self._folder}/run.json", json.dumps(dict(record)).encode())

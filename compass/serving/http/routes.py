@@ -258,6 +258,15 @@ ROUTES = (
         s.RebuildStatus,
     ),
     Route(
+        "GET",
+        SPACE + "/quarantine",
+        lambda c: c.gateway.quarantine(c.collection, c.space, c.query.after, c.query.limit),
+        200,
+        "The chunks that the endpoint refuses for themselves, with its reasons.",
+        s.Quarantine,
+        query=s.PageQuery,
+    ),
+    Route(
         "PUT",
         COLLECTION + "/default-vector-space",
         lambda c: c.gateway.swap(c.collection, c.body, c.who),

@@ -109,6 +109,8 @@ class RebuildRequest(Request):
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     max_docs_per_s: Annotated[float, Meta(gt=0)] | None = None
     restart: bool = False
+    endpoint_timeout_s: Annotated[float, Meta(gt=0, le=1e6)] = 900.0
+    max_failed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     reason: Reason = None
 
 
@@ -356,11 +358,19 @@ class RebuildRun(Struct, kw_only=True):
 
 
 class EndpointStatus(Struct, kw_only=True):
-    """How one endpoint of a run is doing."""
+    """How one endpoint of a run is doing.
+
+    `window`: requests that it may have in flight now. `docs`, `tokens`: what it has embedded in this run.
+    """
 
     url: str
+    state: Literal["new", "up", "paused", "down", "refused"] = "up"
     in_flight: int = 0
+    window: int = 0
+    batch_size: int | None = None
     docs_per_s: float = 0.0
+    docs: int = 0
+    tokens: int = 0
     errors: int = 0
     last_error: str | None = None
 
@@ -372,6 +382,13 @@ class QuarantinedChunk(Struct, kw_only=True):
     file_id: str
     chunk_index: int
     reason: str
+
+
+class Quarantine(Struct):
+    """A page of the chunks that are quarantined; `next` is the `after` of the next page, null on the last."""
+
+    chunks: list[QuarantinedChunk]
+    next: int | None
 
 
 class RebuildStatus(Struct, kw_only=True):

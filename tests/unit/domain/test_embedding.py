@@ -81,7 +81,7 @@ def test_the_next_batch_size_is_the_limit_named_or_half() -> None:
 def test_only_teis_own_info_proves_tei() -> None:
     """A size is taken from any /info; `truncate` and the like go to a server that has TEI's members."""
     full = {"model_id": "m", "model_type": {}, "max_concurrent_requests": 512, "max_client_batch_size": 16}
-    assert read_info(200, json.dumps(full).encode()) == ServerInfo(True, 16)
+    assert read_info(200, json.dumps(full).encode()) == ServerInfo(True, 16, model_id="m")
     assert read_info(200, b'{"max_client_batch_size": 8}') == ServerInfo(False, 8)
     for status, body in ((404, b"{}"), (200, b"<html>"), (200, b"[1]"), (200, b'{"max_client_batch_size": true}')):
         assert read_info(status, body) == ServerInfo()

@@ -16,6 +16,7 @@ import pytest_asyncio
 from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
+from compass.domain.embedding import ServerInfo
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import CompassError, SpaceLagsError
 from compass.rebuild.job import RebuildJob
@@ -48,6 +49,12 @@ class CountingEmbedder:
         self.waiting.set()
         await self.open_gate.wait()
         return self.model.embed(texts)
+
+    async def describe(self) -> list[ServerInfo]:
+        return [ServerInfo()]
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        return []
 
     async def close(self) -> None:
         self.closed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from compass.domain.progress import Progress, status_of_run
 from compass.rebuild.fleet import Fleet
@@ -64,16 +65,32 @@ def test_a_record_tells_the_status() -> None:
     }
 
 
+def word(url: str, **said: Any) -> dict[str, Any]:
+    """What a stage says of an endpoint."""
+    counts = {"in_flight": 0, "window": 4, "docs_per_s": 10.0, "docs": 0, "tokens": 0, "errors": 0}
+    return {"url": url, "state": "up", **counts, "batch_size": 32, "last_error": None, **said}
+
+
 def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
-    """Each endpoint is listed once; a stage's later word replaces its earlier one."""
-
-    def word(url: str, in_flight: int, errors: int, last_error: str | None) -> dict[str, object]:
-        return {"url": url, "in_flight": in_flight, "docs_per_s": 10.0, "errors": errors, "last_error": last_error}
-
+    """Each endpoint is listed once; a stage's later word replaces its earlier one, the best state counts."""
     fleet = Fleet()
-    fleet.hear("s1", [word("http://a", 9, 9, "old")])
-    fleet.hear("s1", [word("http://a", 1, 0, None), word("http://b", 2, 1, "503")])
-    fleet.hear("s2", [word("http://a", 3, 2, "reset")])
+    fleet.hear("s1", [word("http://a", in_flight=9, errors=9, last_error="old")])
+    fleet.hear("s1", [word("http://a", in_flight=1, docs=5, state="down"), word("http://b", errors=1)])
+    fleet.hear("s2", [word("http://a", in_flight=3, docs=7, errors=2, last_error="reset", state="paused")])
     a, b = fleet.endpoints()
-    assert a == {"url": "http://a", "in_flight": 4, "docs_per_s": 20.0, "errors": 2, "last_error": "reset"}
-    assert b == word("http://b", 2, 1, "503")
+    assert a == word(
+        "http://a", in_flight=4, window=8, docs_per_s=20.0, docs=12, errors=2, last_error="reset", state="paused"
+    )
+    assert b == word("http://b", errors=1)
+
+
+def test_a_fleet_waits_when_no_endpoint_answers() -> None:
+    """Down or refused at every stage: the reason names each; one that is up, or not asked yet, ends it."""
+    fleet = Fleet()
+    assert fleet.waiting() is None
+    fleet.hear("s1", [word("http://a", state="down", last_error="no route"), word("http://b", state="refused")])
+    said = fleet.waiting() or ""
+    assert "http://a: no route" in said
+    assert "http://b: refused" in said
+    fleet.hear("s2", [word("http://a", state="new")])
+    assert fleet.waiting() is None

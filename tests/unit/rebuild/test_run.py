@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 
 from compass.domain.chunk import ChunkInput
-from compass.errors import EndpointAnswerError, EndpointUnavailableError, RebuildRunningError
+from compass.errors import (
+    EndpointAnswerError,
+    EndpointRefusedError,
+    EndpointUnavailableError,
+    RebuildRunningError,
+)
 from compass.rebuild.plan import LEAST_ROWS as PIECE_ROWS
 from compass.storage.parts import PartRef, Snapshot
 
@@ -245,16 +250,93 @@ async def test_a_compacted_snapshot_is_replaced(world: Any, job: Any) -> None:
     assert world.vectors.have().tolist() == world.embeddable()
 
 
-async def test_quarantined_texts_are_not_sent_again(world: Any, job: Any) -> None:
-    """A text that is quarantined counts as failed, and the run is done without it."""
-    world.ingest(texts(4))
-    poison = world.embeddable()[1]
-    world.vectors.quarantine({poison: "too long"})
+def refuse_poison(world: Any) -> None:
+    """The endpoint refuses each text with the word POISON, for itself."""
+
+    def refuse(batch: Any) -> None:
+        if any("POISON" in text for text in batch):
+            raise EndpointRefusedError("too long")
+
+    world.embedder.before = refuse
+
+
+async def test_a_run_with_quarantined_chunks_fails_and_says_how_many(world: Any, job: Any) -> None:
+    """All others have their vectors, the count is in the status, and the space does not turn active."""
+    world.ingest([*texts(8), "POISON one", "POISON two"])
+    refuse_poison(world)
     run = world.new_run()
     await run.start(job())
     record = await run.wait()
-    assert (record.state, record.progress.failed) == ("done", 1)
-    assert world.store.view.texts(np.array([poison]))[poison] not in world.embedder.sent
+    assert (record.state, record.progress.failed, record.progress.embedded) == ("failed", 2, 8)
+    assert record.error.startswith("2 chunks quarantined")
+    assert world.status() == "failed"
+    assert len(world.vectors.have()) == 8
+
+
+async def test_quarantined_chunks_may_be_accepted(world: Any, job: Any) -> None:
+    """`max_failed` allows so many, and no more."""
+    world.ingest([*texts(8), "POISON one", "POISON two"])
+    refuse_poison(world)
+    run = world.new_run()
+    await run.start(job("job-1", max_failed=1))
+    assert (await run.wait()).state == "failed"
+    await run.start(job("job-2", max_failed=2))
+    record = await run.wait()
+    assert (record.state, record.progress.fraction) == ("done", 1.0)
+    assert world.status() == "active"
+
+
+async def test_the_next_order_retries_just_the_quarantined(world: Any, job: Any) -> None:
+    """No durable vector is embedded again; an endpoint that takes them now ends the quarantine."""
+    world.ingest([*texts(8), "POISON one", "POISON two"])
+    refuse_poison(world)
+    run = world.new_run()
+    await run.start(job())
+    await run.wait()
+    world.embedder.before, sent = lambda batch: None, Counter(world.embedder.sent)
+    await run.start(job("job-2"))
+    assert (await run.wait()).state == "done"
+    assert world.embedder.sent - sent == Counter({"POISON one": 1, "POISON two": 1})
+    assert world.vectors.quarantined() == {}
+    assert world.status() == "active"
+
+
+async def test_a_crash_does_not_retry_the_quarantined(world: Any, job: Any) -> None:
+    """The same order, resumed, leaves alone what it has tried before."""
+    world.ingest([*texts(8), "POISON one"])
+    refuse_poison(world)
+    world.router.before_activation.append(lambda: None)
+    run = world.new_run()
+    await run.start(job(max_failed=1))
+    record = await run.wait()
+    world.vectors.write_run({**record.to_json(), "state": "running", "ended_at": None})
+    sent = Counter(world.embedder.sent)
+    resumed = world.new_run()
+    assert (await resumed.wait()).state == "done"
+    assert world.embedder.sent == sent
+
+
+async def test_a_fleet_that_is_down_is_said(world: Any, job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no endpoint answers the status names each with its error; once one is back it is over."""
+    monkeypatch.setattr("compass.rebuild.run.REPORT_S", 0.02)
+    world.ingest(texts(1))
+    world.embedder.open_gate.clear()
+    run = world.new_run()
+    await run.start(job())
+    await world.embedder.waiting.wait()
+    attempt = world.vectors.read_run()["attempt"]
+    down = {"url": "http://a/embed", "state": "down", "errors": 3, "last_error": "no route"}
+    await run.hear("another attempt", "s1", ({**down, "state": "up"},))
+    await run.hear(attempt, "s1", (down,))
+    await until(lambda: world.vectors.read_run()["waiting"])
+    status = await run.status()
+    assert "no endpoint answers" in status["error"]
+    assert "http://a/embed: no route" in status["error"]
+    assert status["endpoints"][0]["state"] == "down"
+    await run.hear(attempt, "s2", ({**down, "state": "up", "docs": 4},))
+    assert "error" not in await run.status()
+    world.embedder.open_gate.set()
+    assert (await run.wait()).waiting is None
 
 
 async def test_a_stall_is_said(world: Any, job: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 
 from compass.errors import EndpointRefusedError, EndpointUnavailableError
 from compass.rebuild.plan import read_plan
-from compass.rebuild.stage import EmbedStage, StaleRunError, Throttle, together
+from compass.rebuild.stage import EmbedStage, StaleRunError
 
 NONE = np.empty(0, np.int64)
 RUNNING = {"attempt": "ours", "state": "running"}
@@ -54,15 +53,70 @@ async def test_a_stale_attempt_appends_nothing(world: Any, record: dict[str, Any
     assert world.vectors.files() == []
 
 
-async def test_what_stays_is_raised_and_nothing_is_stored(world: Any, error_once: Any) -> None:
-    """An endpoint's error reaches the run as it was, and no file of the descriptor is there."""
+async def test_a_refused_text_is_quarantined_and_the_rest_lands(world: Any) -> None:
+    """The stage finds the text by halving; its reason is stored, the others have their vectors."""
+    world.ingest(["one", "POISON", "three", "four"])
+    world.vectors.write_run(RUNNING)
+
+    def refuse(texts: Any) -> None:
+        if "POISON" in texts:
+            raise EndpointRefusedError("too long")
+
+    world.embedder.before = refuse
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
+    filled = await stage.fill(descriptor_of(world))
+    assert (filled.count, filled.refused) == (3, 1)
+    (poison,) = world.vectors.quarantined().items()
+    assert world.store.view.texts([poison[0]]) == {poison[0]: "POISON"}
+    assert poison[1] == "too long"
+    assert world.vectors.have().tolist() == [vid for vid in world.embeddable() if vid != poison[0]]
+
+
+async def test_where_every_text_is_refused_there_is_no_file(world: Any) -> None:
+    """A descriptor of nothing but poison lands as a quarantine alone."""
+    world.ingest(["POISON a", "POISON b"])
+    world.vectors.write_run(RUNNING)
+
+    def refuse(texts: Any) -> None:
+        if any("POISON" in text for text in texts):
+            raise EndpointRefusedError("no")
+
+    world.embedder.before = refuse
+    filled = await EmbedStage(world.objects, world.vectors, world.embedder, "ours").fill(descriptor_of(world))
+    assert (filled.key, filled.count, filled.refused) == (None, 0, 2)
+    assert world.vectors.files() == []
+
+
+async def test_an_endpoints_error_is_raised_and_nothing_is_stored(world: Any, error_once: Any) -> None:
+    """What no text is to blame for reaches the run as it was, and no file of the descriptor is there."""
     world.ingest(["one", "two"])
     world.vectors.write_run(RUNNING)
-    world.embedder.before = error_once(EndpointRefusedError("too long", {"row": 1}))
+    world.embedder.before = error_once(EndpointUnavailableError("down"))
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
-    with pytest.raises(EndpointRefusedError, match="too long"):
+    with pytest.raises(EndpointUnavailableError, match="down"):
         await stage.fill(descriptor_of(world))
     assert world.vectors.files() == []
+    assert world.vectors.quarantined() == {}
+
+
+async def test_a_stage_tells_how_its_endpoints_do_while_nothing_lands(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each second, with its attempt and its name."""
+    monkeypatch.setattr("compass.rebuild.stage.CHECK_S", 0.01)
+    world.ingest(["one"])
+    world.vectors.write_run(RUNNING)
+    world.embedder.open_gate.clear()
+    world.embedder.endpoints = lambda: [{"url": "u", "state": "down"}]
+    told: list[Any] = []
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", lambda *said: told.append(said))
+    filling = asyncio.create_task(stage.fill(descriptor_of(world)))
+    await world.embedder.waiting.wait()
+    await asyncio.sleep(0.1)
+    world.embedder.open_gate.set()
+    await filling
+    assert len(told) > 1
+    assert set(map(repr, told)) == {repr(("ours", stage.name, ({"url": "u", "state": "down"},)))}
 
 
 async def test_a_cancelled_run_leaves_the_endpoint_alone(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,51 +138,3 @@ async def test_closing_closes_the_embedder(world: Any) -> None:
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     await stage.close()
     assert world.embedder.closed == 1
-
-
-async def test_a_throttle_keeps_order_size_and_requests_at_once() -> None:
-    """Batches have the size asked for, no more are out at once than asked for, and the rows stay in order."""
-    out, most, sizes = 0, 0, []
-
-    async def embed(texts: Any) -> Any:
-        nonlocal out, most
-        out += 1
-        most = max(most, out)
-        sizes.append(len(texts))
-        await asyncio.sleep(0.001 * (10 - int(texts[0])))
-        out -= 1
-        return np.array([[float(t)] for t in texts], np.float32)
-
-    rows = await Throttle(2, 3, None).embed(embed, [str(i) for i in range(9)])
-    assert rows[:, 0].tolist() == list(range(9))
-    assert (most, sorted(sizes)) == (3, [1, 2, 2, 2, 2])
-
-
-async def test_a_throttle_holds_the_speed() -> None:
-    """Texts after the first batch wait until those before have had their time."""
-
-    async def embed(texts: Any) -> Any:
-        return np.zeros((len(texts), 1), np.float32)
-
-    started = time.monotonic()
-    await Throttle(10, None, 200.0).embed(embed, ["x"] * 40)
-    assert time.monotonic() - started >= 0.149
-
-
-async def test_together_raises_the_first_error_and_cancels_the_rest() -> None:
-    """One batch's error is raised as it was, and the others stop."""
-    stopped = asyncio.Event()
-
-    async def slow() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            stopped.set()
-
-    async def failing() -> None:
-        await asyncio.sleep(0)
-        raise EndpointUnavailableError("down")
-
-    with pytest.raises(EndpointUnavailableError, match="down"):
-        await together([slow(), failing()])
-    await asyncio.wait_for(stopped.wait(), 1)

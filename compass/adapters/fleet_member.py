@@ -1,0 +1,93 @@
+"""What a fleet of endpoints keeps account of: its members, and the texts that wait for one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from compass.adapters.endpoint_client import EndpointClient
+from compass.domain.aimd import BatchSize, Window
+from compass.domain.chunk import FloatMatrix
+from compass.errors import EmbeddingError
+
+State = Literal["new", "up", "paused", "down", "refused"]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One call of `embed_each`: rows come in any order."""
+
+    texts: Sequence[str]
+    rows: FloatMatrix
+    left: int
+    done: asyncio.Future[None]
+    refused: dict[int, str] = field(default_factory=dict)
+    asking: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Texts start..stop of a job. `suspicions`: faults so far that may be a text's own."""
+
+    job: Job
+    start: int
+    stop: int
+    suspicions: int = 0
+    tried: frozenset[EndpointClient] = frozenset()
+    reason: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many texts."""
+        return self.stop - self.start
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The texts."""
+        return self.job.texts[self.start : self.stop]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """An endpoint of the fleet, and what is known of its capacity.
+
+    Attributes:
+        state: "new" until it has answered `/info` in some way; "refused" is for good.
+        busy: Requests that were given to it and are not through.
+        until: When a pause is over, on the monotonic clock.
+        strikes: Failures since its last good answer.
+        overloads: 429 since its last good answer.
+        why: The error that it is refused for.
+    """
+
+    client: EndpointClient
+    batch: BatchSize = field(default_factory=BatchSize)
+    window: Window = field(default_factory=Window)
+    state: State = "new"
+    busy: int = 0
+    until: float = 0.0
+    strikes: int = 0
+    overloads: int = 0
+    why: EmbeddingError | None = None
+
+    def has_room(self, now: float) -> bool:
+        """Whether it may be given a request now."""
+        if self.state == "paused" and now >= self.until:
+            self.state = "up"
+        return self.state == "up" and self.busy < self.window.size
+
+    def answered(self, count: int, latency_s: float) -> None:
+        """Count a good answer."""
+        self.strikes = self.overloads = 0
+        full = count == self.batch.size
+        if self.batch.answered(count, latency_s):
+            self.window.other_batches()
+        elif full and self.batch.settled:
+            self.window.answered(latency_s)
+
+    def told(self) -> dict[str, Any]:
+        """How it does."""
+        told = {**self.client.told(), "state": self.state, "window": self.window.size, "in_flight": self.busy}
+        return {**told, "batch_size": self.batch.size}
