@@ -14,6 +14,7 @@
     │   ├── SpaceNotActiveError, SpaceLagsError
     │   ├── EpochMismatchError, BareVectorError
     │   ├── RebuildRunningError, DefaultSpaceError
+    │   ├── SpaceQuarantinedError, ConfirmationNeededError
     │   └── FingerprintMismatchError
     ├── UnavailableError            503  a retry helps
     │   ├── TakenOverError               another process writes this collection now

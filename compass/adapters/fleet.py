@@ -42,6 +42,7 @@ SUSPICIONS = 2  # faults of a batch, at whatever endpoints, that may be its own:
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two questions to an endpoint that is down
 FIRST_REST_S, LONGEST_REST_S = 0.02, 5.0  # after 429 without a Retry-After
 WATCH_S = 0.5
+LIES = 3  # answers to a harmless text, since it was put aside, that were no vectors: it does not serve this space
 OVERLOADED = 429
 MAYBE_ITS_OWN = frozenset({424, 500})  # the model failed: at this input, or at any
 
@@ -408,6 +409,7 @@ class FleetEmbedder:
         self._spawn(self._probe(member, pause_s))
 
     async def _probe(self, member: Member, pause_s: float) -> None:
+        lies = 0
         while member.state != "refused":
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             try:
@@ -417,8 +419,10 @@ class FleetEmbedder:
                     await member.client.embed([CONTROL_TEXT], self._timeout_s)
             except (EndpointForbiddenError, EndpointRefusedError) as error:
                 self._turn_away(member, error)
-            except (EmbeddingError, TooManyError):
+            except (EmbeddingError, TooManyError) as error:
                 member.state = "down"
+                if isinstance(error, EndpointAnswerError) and (lies := lies + 1) >= LIES:
+                    self._turn_away(member, error)
                 pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             else:
                 member.state, member.strikes = "up", 0

@@ -178,11 +178,11 @@ def request_options(config: SpaceConfig, kind: Kind, info: ServerInfo) -> dict[s
     not TEI may refuse members that it does not know, so it gets none that the user has not asked for.
     """
     options: dict[str, Any] = {"truncate": True} if info.tei else {}
+    asked = {"normalize": config.normalize, "truncate": config.truncate, "dimensions": config.dimensions}
+    options |= {name: value for name, value in asked.items() if value is not None}
     prompt = config.query_prompt_name if kind == "query" else config.document_prompt_name
     if prompt is not None:
         options["prompt_name"] = prompt
-    if config.normalize is not None:
-        options["normalize"] = config.normalize
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from compass.domain.chunk import FloatMatrix, FloatVector
 from compass.domain.names import check_dims, check_key_variable
+from compass.domain.template import check_template, render
 from compass.errors import InvalidRequestError
 
 Metric = Literal["cosine", "dot", "l2"]
@@ -35,6 +37,10 @@ class SpaceConfig:
         model: A label for people; the built-in embedder also salts its hashes with it.
         embed_endpoint: A URL, `builtin`, or None for a space fed by callers (or set by its first rebuild).
         api_key_env: The variable that holds the endpoint's key, `COMPASS_EMBED_KEY_*`.
+        query_prompt_name, document_prompt_name: Prompts that the server knows by name (`prompt_name` of TEI).
+        query_prompt, document_prompt: Put before each query and each document by Compass, for any server.
+        template: What of a chunk is embedded, see `domain.template`; None: its text.
+        normalize, truncate, dimensions: Sent to the endpoint where set.
     """
 
     dims: int
@@ -46,6 +52,11 @@ class SpaceConfig:
     normalize: bool | None = None
     metric: Metric = "cosine"
     hnsw: HnswConfig = field(default_factory=HnswConfig)
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    template: str | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
 
     def __post_init__(self) -> None:
         check_dims(self.dims)
@@ -53,6 +64,20 @@ class SpaceConfig:
             check_key_variable(self.api_key_env)
         if self.metric not in ("cosine", "dot", "l2"):
             raise InvalidRequestError(f"metric {self.metric!r} is not one of cosine, dot, l2")
+        if self.template is not None:
+            check_template(self.template)
+        if self.dimensions not in (None, self.dims):
+            why = f"{self.dimensions} is not the {self.dims} dims of the space"
+            raise InvalidRequestError(f"dimensions: {why}", {"errors": [{"field": "dimensions", "detail": why}]})
+
+    def query_text(self, query: str) -> str:
+        """What is embedded of a query."""
+        return (self.query_prompt or "") + query
+
+    def document_text(self, values: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+        """What is embedded of a chunk: its built-in fields by name, and its metadata."""
+        text = values["text"] if self.template is None else render(self.template, values, metadata)
+        return (self.document_prompt or "") + text
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from compass.adapters.embedders import embed_each, open_embedder
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.embedding import Embedder
 from compass.domain.space import SpaceConfig
+from compass.domain.template import BUILTIN_FIELDS
 from compass.errors import ConflictError
 from compass.rebuild.job import RebuildJob
 from compass.rebuild.plan import Descriptor
@@ -24,6 +26,8 @@ from compass.storage.parts import PartRef, read_part
 from compass.storage.vectors import SpaceVectors
 
 CHECK_S = 1.0  # how often a stage looks whether its run goes on: a cancelled one leaves the endpoint alone
+TEXT_COLUMNS = ["vid", "text"]
+TEMPLATE_COLUMNS = ["vid", *BUILTIN_FIELDS, "metadata"]
 KEPT_PARTS = 2  # parts whose texts stay in memory: the descriptors of a part come one after the other
 
 
@@ -63,12 +67,18 @@ class EmbedStage:
         vectors: SpaceVectors,
         embedder: Embedder,
         attempt: str,
+        config: SpaceConfig | None = None,
         tell: Tell | None = None,
     ) -> None:
-        """Open a stage of the run's `attempt`, which `tell`s each second how its endpoints do while it works."""
+        """Open a stage of the run's `attempt`, which `tell`s each second how its endpoints do while it works.
+
+        `config` says what of a chunk is embedded; None: its text.
+        """
         self.name = uuid.uuid4().hex
         self._objects, self._vectors, self._embedder = objects, vectors, embedder
         self._attempt, self._tell = attempt, tell
+        self._config = config
+        self._columns = TEXT_COLUMNS if config is None or config.template is None else TEMPLATE_COLUMNS
         self._parts: OrderedDict[PartRef, asyncio.Task[pa.Table]] = OrderedDict()
 
     async def fill(self, descriptor: Descriptor) -> Filled:
@@ -110,20 +120,27 @@ class EmbedStage:
     async def _read(self, descriptor: Descriptor) -> tuple[IntVector, list[str]]:
         part = descriptor.part
         if part not in self._parts:
-            self._parts[part] = asyncio.create_task(
-                asyncio.to_thread(read_part, self._objects, part, ["vid", "text"])
-            )
+            self._parts[part] = asyncio.create_task(asyncio.to_thread(read_part, self._objects, part, self._columns))
             while len(self._parts) > KEPT_PARTS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(part)
         rows = (await asyncio.shield(self._parts[part])).take(pa.array(descriptor.rows))
-        return rows["vid"].to_numpy().astype(np.int64, copy=False), rows["text"].to_pylist()
+        vids = rows["vid"].to_numpy().astype(np.int64, copy=False)
+        return vids, await asyncio.to_thread(_texts, self._config, rows)
 
     def _keep(self, vids: IntVector, rows: FloatMatrix, refused: dict[int, str]) -> str | None:
         """Make it durable: the vectors, and why the other texts have none; the key of the file."""
         check_accepted(self._vectors, self._attempt)
         self._vectors.quarantine(refused)
         return self._vectors.append(vids, rows, run=self._attempt) if len(vids) else None
+
+
+def _texts(config: SpaceConfig | None, rows: pa.Table) -> list[str]:
+    """What is embedded of each row."""
+    if config is None or (config.template is None and config.document_prompt is None):
+        return list(rows["text"].to_pylist())
+    values = rows.to_pylist()
+    return [config.document_text(row, json.loads(row.get("metadata", "{}"))) for row in values]
 
 
 def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
@@ -182,5 +199,6 @@ class StageOpener:
             SpaceVectors(objects, self.uuid, self.space_id, self.config.dims),
             embedder,
             attempt,
+            self.config,
             self.tell,
         )

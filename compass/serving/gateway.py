@@ -380,7 +380,7 @@ class Gateway:
         if space.config.embed_endpoint is None:
             detail = f"vector space {space.name!r} has no embedder: send a vector, or give it an embed_endpoint"
             raise invalid([{"field": "query", "detail": detail}])
-        rows = await self._embedders(space).embed([body.query])
+        rows = await self._embedders(space).embed([space.config.query_text(body.query)])
         first: FloatVector = rows[0]
         return first
 

@@ -385,8 +385,8 @@ class SpaceIndex:
     async def _embed_missing(self) -> None:
         while len(mine := self._mine()[:EMBED_ROWS]):
             embedder = await self._embedder_now()
-            texts = await asyncio.to_thread(self._view.texts, mine)
-            vids = [v for v, text in texts.items() if has_text(text)]
+            texts = await asyncio.to_thread(self._view.texts_to_embed, mine, self._space.config)
+            vids = list(texts)
             done = await embed_each(embedder, [texts[v] for v in vids])
             await self._keep(np.array([vids[i] for i in done.rows], np.int64), done.vectors)
             await self._quarantine({vids[i]: reason for i, reason in done.refused.items()})
@@ -401,7 +401,7 @@ class SpaceIndex:
         assert self._search is not None
         vids = self._search.vids()
         some = vids[:: max(1, len(vids) // SAMPLES)][:SAMPLES]
-        texts = self._view.texts(some)
+        texts = self._view.texts_to_embed(some, self._space.config)
         found, rows = self._vectors.get(some.tolist())
         return [(texts[v], row) for v, row in zip(found.tolist(), rows, strict=True) if v in texts]
 

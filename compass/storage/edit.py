@@ -17,7 +17,7 @@ from compass.domain.space import Space, why_unfit
 from compass.errors import InvalidRequestError
 from compass.storage import filtering, tables
 from compass.storage.log import Given, Record, new_nonce
-from compass.storage.rows import Row, row_of
+from compass.storage.rows import Row, row_of, values_of
 from compass.storage.tables import Tip
 from compass.storage.vectors import SpaceVectors
 
@@ -91,9 +91,7 @@ class Edit:
         latest = {(chunk.file_id, chunk.chunk_index): chunk for chunk in chunks}
         self._check_vectors(latest.values())
         old = {key: self._row(key) for key in latest}
-        held = self._held(
-            [row[1] for key, row in old.items() if row and latest[key].vectors and latest[key].text == row[5]]
-        )
+        held = self._held([row[1] for key, row in old.items() if row and self._may_carry(latest[key], row)])
         counter = self._next
         born: list[Row] = []
         written: dict[str, Held] = {}
@@ -157,10 +155,29 @@ class Edit:
             anew, vectors = True, dict(chunk.vectors)
         else:
             there = {space_id: by_vid[vid] for space_id, by_vid in held.items() if vid in by_vid}
-            anew, vectors = vectors_to_write(chunk.vectors, there, self._embedding())
+            if reads_otherwise := self._spaces_that_read_otherwise(chunk, old):
+                kept = {space_id: vector for space_id, vector in there.items() if space_id not in reads_otherwise}
+                anew, vectors = True, {**kept, **chunk.vectors}
+            else:
+                anew, vectors = vectors_to_write(chunk.vectors, there, self._embedding())
         if anew:
             vid, counter = counter, counter + 1
         return row_of(chunk, rid, vid, chunk_id), counter, vectors
+
+    def _may_carry(self, chunk: ChunkInput, old: Row) -> bool:
+        """Whether vectors of the old version matter to the new one."""
+        return chunk.text == old[5] and bool(chunk.vectors or self._spaces_that_read_otherwise(chunk, old))
+
+    def _spaces_that_read_otherwise(self, chunk: ChunkInput, old: Row) -> set[str]:
+        """The spaces whose template makes another text of the same text: other metadata, or other fields.
+
+        The vid stands for what is embedded, so it must change; the other spaces' vectors are carried over.
+        """
+        templated = {s.id: s.config for s in self.state.spaces.values() if s.config.template is not None}
+        if not templated:
+            return set()
+        (before, was), (after, now) = values_of(old), values_of(row_of(chunk, 0, 0, 0))
+        return {i for i, c in templated.items() if c.document_text(before, was) != c.document_text(after, now)}
 
     def _embedding(self) -> set[str]:
         """The spaces whose vectors are computed as well as sent."""

@@ -56,6 +56,11 @@ def row_of(chunk: ChunkInput, rid: int, vid: int, chunk_id: int) -> Row:
     )
 
 
+def values_of(row: Row) -> tuple[dict[str, Any], dict[str, MetaValue]]:
+    """A row's built-in fields by name, and its metadata."""
+    return dict(zip(SCHEMA.names, row, strict=False)), json.loads(row[11])
+
+
 def chunk_of(stored: tuple[Any, ...]) -> Chunk:
     """The chunk that `select COLUMNS` returned."""
     (_, vid, chunk_id, file_id, index, text, doc_type, page, parent_id, parent_ref, group_id, metadata, seq) = stored

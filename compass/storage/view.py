@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compass.domain.chunk import Chunk, IntVector
+from compass.domain.chunk import Chunk, IntVector, has_text
 from compass.domain.collection import CollectionState
 from compass.domain.filters import Filter
 from compass.domain.history import Event
+from compass.domain.space import SpaceConfig
 from compass.errors import UnavailableError
 from compass.storage import filtering, tables
 from compass.storage.applier import Applier
@@ -133,6 +134,11 @@ class View:
         with self._read() as db:
             sql = "select vid, text from rows where vid in (select value from json_each(?))"
             return dict(db.execute(sql, (_json(vids),)).fetchall())
+
+    def texts_to_embed(self, vids: IntVector | Sequence[int], config: SpaceConfig) -> dict[int, str]:
+        """What a space embeds of those of these vids that are live and have a text."""
+        chunks = self.by_vids(vids).values()
+        return {c.vid: config.document_text(c._asdict(), c.metadata) for c in chunks if has_text(c.text)}
 
     def live_vids(self) -> IntVector:
         """The vids of all live chunks, sorted; read-only. Kept and carried forward from commit to commit."""

@@ -19,6 +19,7 @@ Beam = Annotated[int, Meta(ge=1, le=10_000)]
 Dims = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": 16_384})]
 Name = Annotated[str, Meta(extra_json_schema={"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"})]
 Text = Annotated[str, Meta(min_length=1)]
+Prompt = Annotated[str, Meta(max_length=4_000, description="Put before each text.")] | None
 Reason = Annotated[str, Meta(max_length=1000, description="Why, for the history.")] | None
 MetaValue = bool | int | float | str | list[str]
 Status = Literal["building", "active", "failed"]
@@ -55,7 +56,12 @@ class SpaceConfig(Request):
     api_key_env: str | None = None
     query_prompt_name: str | None = None
     document_prompt_name: str | None = None
+    query_prompt: Prompt = None
+    document_prompt: Prompt = None
+    template: Annotated[str, Meta(max_length=4_000, description="Such as {title}\\n{text}.")] | None = None
     normalize: bool | None = None
+    truncate: bool | None = None
+    dimensions: Dims | None = None
     metric: Literal["cosine", "dot", "l2"] = "cosine"
     hnsw: Hnsw | None = None
     status: str | None = None  # of the reference's clients; without effect

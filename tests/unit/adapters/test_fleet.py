@@ -285,6 +285,24 @@ async def test_an_endpoint_that_changes_its_dims_is_left_out() -> None:
                 await embedder.embed(TEXTS)
 
 
+LIES: dict[str, Callable[[int], Any]] = {
+    "one row too few": lambda n: [[0.5] * DIMS] * (n - 1),
+    "zeros": lambda n: [[0.0] * DIMS] * n,
+    "nulls": lambda n: [[None] * DIMS] * n,
+    "no rows": lambda n: {"data": []},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_an_endpoint_that_lies_about_a_harmless_text_as_well_is_left_out(lie: str) -> None:
+    """No text is blamed, and the call ends instead of waiting."""
+    with served("m", DIMS, reply=lambda texts: JSONResponse(LIES[lie](len(texts)))) as liar:
+        async with fleet(liar) as embedder:
+            with pytest.raises(EndpointAnswerError, match="not with vectors of this space"):
+                await embedder.embed_each(TEXTS[:20])
+            assert [told["state"] for told in embedder.endpoints()] == ["refused"]
+
+
 async def test_a_hang_is_covered_by_the_others() -> None:
     """A request that is never answered ends with its timeout, and its texts go elsewhere."""
 

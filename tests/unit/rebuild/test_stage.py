@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compass.domain.chunk import ChunkInput
+from compass.domain.space import SpaceConfig
 from compass.errors import EndpointRefusedError, EndpointUnavailableError
 from compass.rebuild.plan import read_plan
 from compass.rebuild.stage import EmbedStage, StaleRunError
@@ -109,7 +111,7 @@ async def test_a_stage_tells_how_its_endpoints_do_while_nothing_lands(
     world.embedder.open_gate.clear()
     world.embedder.endpoints = lambda: [{"url": "u", "state": "down"}]
     told: list[Any] = []
-    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", lambda *said: told.append(said))
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", tell=lambda *said: told.append(said))
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
     await world.embedder.waiting.wait()
     await asyncio.sleep(0.1)
@@ -138,3 +140,18 @@ async def test_closing_closes_the_embedder(world: Any) -> None:
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     await stage.close()
     assert world.embedder.closed == 1
+
+
+async def test_what_the_template_says_is_embedded(world: Any) -> None:
+    """Metadata and built-in fields as the space's template has them, the document's prompt before all."""
+    chunks = [
+        ChunkInput("a.md", 0, "first", {"title": "One", "tags": ["x", "y"]}),
+        ChunkInput("b.md", 0, "second", {}, page=3),
+        ChunkInput("c.md", 0, "", {"title": "Empty"}),
+    ]
+    world.store.ingest(chunks)
+    world.vectors.write_run(RUNNING)
+    config = SpaceConfig(16, "m", template="{title}|{tags}|{page}|{file_id}: {text}", document_prompt="passage: ")
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", config)
+    assert (await stage.fill(descriptor_of(world))).count == 2
+    assert sorted(world.embedder.sent) == ["passage: One|x, y||a.md: first", "passage: ||3|b.md: second"]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from compass.domain.chunk import Chunk, ChunkInput, FloatVector
+from compass.domain.collection import AddSpace
 from compass.domain.filters import Equals, Filter
+from compass.domain.space import Space, SpaceConfig
 from compass.errors import InvalidRequestError, NotFoundError
 from compass.storage.collection_store import CollectionStore
 from compass.storage.edit import vectors_to_write
@@ -222,3 +224,56 @@ def test_the_vector_rule_alone() -> None:
     assert vectors_to_write({"s": a.copy()}, {"s": a}) == (False, {})
     assert vectors_to_write({"s": c}, {"s": a, "t": b}) == (True, {"s": c, "t": b})
     assert vectors_to_write({"t": b}, {"s": a}, {"t"}) == (True, {"s": a, "t": b}), "its follower may embed it now"
+
+
+def templated(disk: Any, store: Any) -> None:
+    """Add a space that embeds titles too, beside one without an endpoint and one with."""
+    config = SpaceConfig(4, "m", "http://endpoint", template="{title}: {text}")
+    store.change(AddSpace(Space("titled-id", "titled", config, "active", 0.0)))
+    store.change(AddSpace(Space("plain-id", "plain", SpaceConfig(4, "m", "http://endpoint"), "active", 0.0)))
+
+
+def test_metadata_that_a_template_reads_makes_a_new_version(disk: Any, chunk: Any, vector: Any) -> None:
+    """The vid changes, as what is embedded does; the vectors of all other spaces are carried over."""
+    store = disk.store()
+    templated(disk, store)
+    given, computed, titled = vector(1), vector(2), vector(3)
+    store.ingest([chunk(0, metadata={"title": "One"}, vectors={"one-id": given})])
+    (before,) = store.view.page(0, 10)
+    vectors = {name: disk.root.space_vectors(disk.uuid, name, 4) for name in ("one-id", "plain-id", "titled-id")}
+    vectors["plain-id"].append([before.vid], computed[None])
+    vectors["titled-id"].append([before.vid], titled[None])
+    store.ingest([chunk(0, metadata={"title": "Two"})])
+    (after,) = store.view.page(0, 10)
+    assert after.id == before.id
+    assert after.vid != before.vid
+    found, rows = vectors["one-id"].get([after.vid])
+    np.testing.assert_array_equal(rows, given[None])
+    found, rows = vectors["plain-id"].get([after.vid])
+    np.testing.assert_array_equal(rows, computed[None])
+    found, rows = vectors["titled-id"].get([after.vid])
+    assert len(found) == 0, "it is to be embedded anew"
+
+
+def test_other_metadata_keeps_the_version(disk: Any, chunk: Any) -> None:
+    """What no template reads changes no vid; nor does a template where the text has changed anyway do harm."""
+    store = disk.store()
+    templated(disk, store)
+    store.ingest([chunk(0, metadata={"title": "One", "n": 1})])
+    (before,) = store.view.page(0, 10)
+    store.ingest([chunk(0, metadata={"title": "One", "n": 2})])
+    (after,) = store.view.page(0, 10)
+    assert (after.vid, after.metadata["n"]) == (before.vid, 2)
+    assert store.view.texts_to_embed([after.vid], store.state.by_name("titled").config) == {after.vid: "One: text 0"}
+    assert store.view.texts_to_embed([after.vid], store.state.by_name("plain").config) == {after.vid: "text 0"}
+
+
+def test_a_callers_vector_wins_over_what_is_carried(disk: Any, chunk: Any, vector: Any) -> None:
+    """With new metadata and a new vector in one call the new vector counts."""
+    store = disk.store()
+    templated(disk, store)
+    store.ingest([chunk(0, metadata={"title": "One"}, vectors={"one-id": vector(1)})])
+    store.ingest([chunk(0, metadata={"title": "Two"}, vectors={"one-id": vector(2)})])
+    (after,) = store.view.page(0, 10)
+    _, rows = disk.root.space_vectors(disk.uuid, "one-id", 4).get([after.vid])
+    np.testing.assert_array_equal(rows, vector(2)[None])
