@@ -176,7 +176,7 @@ class Publisher:
     def _handle(self, event: Event) -> None:
         for instruction in self._core.handle(event):
             self._carry_out(instruction)
-        self._arm()
+        self._arm(event.now)
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
@@ -220,15 +220,18 @@ class Publisher:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _arm(self) -> None:
-        """Wake up when the state machine next depends on the time."""
+    def _arm(self, handled: float) -> None:
+        """Wake up when the state machine next depends on the time.
+
+        What is due up to `handled` has been done, what is due since then has not: to ask with a newer reading of
+        the clock would skip it, and whoever waits for it would wait for ever.
+        """
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        now = self._clock()
-        due = self._core.next_tick(now)
+        due = self._core.next_tick(handled)
         if due < float("inf"):
-            delay = min(due - now, LONGEST_SLEEP_S)
+            delay = min(max(0.0, due - self._clock()), LONGEST_SLEEP_S)
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     # ---- authority

@@ -256,3 +256,26 @@ async def test_real_clock_wakes_the_publisher() -> None:
     await publisher.transition(DEFAULT, commit())
     assert time.monotonic() - started < 5.0
     assert publisher.table.route("c").default == "new"
+
+
+async def test_a_poll_that_falls_due_between_two_readings_of_the_clock_is_answered() -> None:
+    """A timer may fire a little early: what falls due right after it was looked at is looked at again."""
+    readings = Readings()
+    publisher = Publisher(1, LEASE_S, readings, True)
+    publisher.replace(put("old"))
+    _, waiting = await joined(publisher)
+    readings.now = readings.answered_at + LEASE_S / 4 - 0.0005
+    readings.step = 0.001
+    publisher.tick()  # reads half a millisecond before the poll is due; the next reading is after it
+    assert await asyncio.wait_for(waiting, 0.5)
+
+
+class Readings:
+    """A clock that goes on by `step` with each reading."""
+
+    def __init__(self) -> None:
+        self.now, self.step, self.answered_at = 100.0, 0.0, 100.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now - self.step
