@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from compass.domain.space import Space, Status
+from compass.domain.space import BuiltBy, Space, Status
 from compass.errors import (
     DefaultSpaceError,
     EpochMismatchError,
@@ -96,13 +96,14 @@ class AddSpace:
 
 @dataclass(frozen=True, slots=True)
 class SetSpace:
-    """Replace a space's record (status, follower, config); its id and name stay."""
+    """Replace a space's record (status, follower, config, builder); its id and name stay."""
 
     space_id: str
     status: Status | None = None
     follows: bool | None = None
     error: str | Literal[False] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    built_by: BuiltBy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def apply(state: CollectionState, change: Change) -> CollectionState:
 
 def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
     space = state.by_id(change.space_id).with_config(**change.config)
-    named = {k: getattr(change, k) for k in ("status", "follows") if getattr(change, k) is not None}
+    named = {k: getattr(change, k) for k in ("status", "follows", "built_by") if getattr(change, k) is not None}
     if change.error is not None:
         named["error"] = change.error or None
     return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})

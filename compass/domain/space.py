@@ -81,6 +81,15 @@ class SpaceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BuiltBy:
+    """The model that built a space's vectors, in its server's words; None where it does not say."""
+
+    model_id: str | None = None
+    model_sha: str | None = None
+    pooling: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """A space of a collection, as the log records it.
 
@@ -88,6 +97,7 @@ class Space:
         id: Never reused; a dropped and re-added name is another id.
         follows: Whether it embeds what is written; False until a rebuild is started or callers feed it.
         created_at: Unix time, seconds.
+        built_by: None until an endpoint has been asked.
     """
 
     id: str
@@ -97,6 +107,7 @@ class Space:
     created_at: float
     follows: bool = False
     error: str | None = None
+    built_by: BuiltBy | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -107,11 +118,17 @@ class Space:
         """The inverse of `to_json`."""
         config = dict(data["config"])
         config["hnsw"] = HnswConfig(**config["hnsw"])
-        return Space(**{**data, "config": SpaceConfig(**config)})
+        built_by = data.get("built_by")
+        named = {"config": SpaceConfig(**config), "built_by": None if built_by is None else BuiltBy(**built_by)}
+        return Space(**{**data, **named})
 
     def with_config(self, **changes: Any) -> Space:
         """The same space with some fields of its config replaced."""
         return replace(self, config=replace(self.config, **changes))
+
+    def built(self, by: BuiltBy) -> Space:
+        """The same space with its builder on record."""
+        return replace(self, built_by=by)
 
 
 def prepare_vectors(vectors: FloatMatrix, metric: Metric) -> FloatMatrix:

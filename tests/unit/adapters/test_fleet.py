@@ -79,8 +79,8 @@ class Restarted:
         if http is not None:
             http.should_exit = http.force_exit = True
             for connection in list(http.server_state.connections):
-                with suppress(Exception):
-                    connection.transport.abort()
+                with suppress(RuntimeError):  # its loop has ended, and the connection with it
+                    connection.loop.call_soon_threadsafe(connection.transport.abort)  # uvloop's are of one thread
             while self._listens():
                 time.sleep(0.01)
 
