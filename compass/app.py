@@ -18,11 +18,12 @@ from ray import serve
 from ray.actor import ActorClass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from compass.adapters.checked_embedder import CheckedEmbedder
 from compass.adapters.clock import boot_clock
 from compass.adapters.embedders import open_embedder
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -74,13 +75,17 @@ class IndexProcess(SpaceIndex):
 
         def embedder(space: Space) -> Embedder:
             timeout_s = values.embed_timeout_s
-            return open_embedder(space.config, kind="document", timeout_s=timeout_s, retry_s=FOLLOWER_RETRY_S)
+            opened = open_embedder(space.config, kind="document", timeout_s=timeout_s, retry_s=FOLLOWER_RETRY_S)
+            return CheckedEmbedder(opened, space)
 
         async def completed() -> None:
             await cluster.router().activate(state.name, space_id)
 
+        async def identified(built_by: BuiltBy) -> None:
+            await cluster.router().identified(state.name, space_id, built_by)
+
         vectors = root.space_vectors(uuid, space_id, space.config.dims)
-        super().__init__(space, view, vectors, embedder, completed)
+        super().__init__(space, view, vectors, embedder, completed, identified)
 
 
 class RouterProcess(RouterService):
@@ -188,16 +193,17 @@ class GatewayReplica:
             return BatchedIndex(cluster.find_index(space_id))
 
         @lru_cache(maxsize=256)
-        def embedder(config: SpaceConfig) -> Embedder:
+        def embedder(name: str, config: SpaceConfig, built_by: BuiltBy | None) -> Embedder:
             timeout_s = values.embed_timeout_s
-            return open_embedder(config, kind="query", timeout_s=timeout_s, retry_s=QUERY_RETRY_S)
+            opened = open_embedder(config, kind="query", timeout_s=timeout_s, retry_s=QUERY_RETRY_S)
+            return CheckedEmbedder(opened, Space("", name, config, "active", 0.0, built_by=built_by))
 
         self._gateway = Gateway(
             self._table,
             router,
             cluster.collection,
             lambda space: index(space.id),
-            lambda space: embedder(space.config),
+            lambda space: embedder(space.name, space.config, space.built_by),
         )
         self._app = build_app(self._gateway, values)
         self._door = Door(self._app, values.host, values.port)

@@ -50,12 +50,17 @@ class Client(Protocol):
     help="How long to wait while no endpoint answers. Default: 900.",
 )
 @click.option("--reason", help="Why, for the collection's history.")
+@click.option(
+    "--accept-new-fingerprint",
+    is_flag=True,
+    help="Take a renamed model, if its vectors agree with the stored.",
+)
 @click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
 def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
     from compass.client import connect
 
-    fields: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    fields: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, False)}
     if endpoints:
         fields["embed_endpoint"] = list(endpoints)
     if restart:

@@ -54,6 +54,7 @@ class RunRecord:
         fleet: How the endpoints do, as `FleetEmbedder.endpoints` says it, over all stages.
         waiting: Why nothing goes on, while no endpoint answers.
         stalled_s: How long nothing has landed, when that is alarming.
+        tainted: Whether the model was found changed after vectors of it had landed; only a restart helps then.
     """
 
     job: RebuildJob
@@ -69,6 +70,7 @@ class RunRecord:
     fleet: tuple[dict[str, Any], ...] = ()
     stalled_s: float | None = None
     waiting: str | None = None
+    tainted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields of the job beside those of the run."""

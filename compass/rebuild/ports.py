@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from compass.storage.parts import Snapshot
@@ -31,6 +32,13 @@ class SpaceIndex(Protocol):
 
     async def info(self) -> dict[str, Any]:
         """{vectors, lag, quarantined, error, …}."""
+
+    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
+        """Return if none of these endpoints turns out to be another model than the one that built the space.
+
+        Raises:
+            FingerprintMismatchError: one does.
+        """
 
 
 class Router(Protocol):

@@ -22,6 +22,7 @@ from compass.domain.progress import Progress, status_of_run
 from compass.errors import (
     CompassError,
     EndpointUnavailableError,
+    FingerprintMismatchError,
     RebuildRunningError,
     SpaceLagsError,
     SpaceQuarantinedError,
@@ -40,6 +41,7 @@ from compass.storage.vectors import SpaceVectors
 
 REPORT_S = 1.0  # how often the stored progress moves
 STALL_S = 60.0  # nothing lands for so long: somebody should look
+CANARY_S = 30.0  # how often stored texts are embedded again, to find a model that was changed under way
 FOLLOW_S = 2.0
 LAST_WORD_S = 1.0  # what an ended run may still wait for, so that a cancel takes less than two seconds
 SNAPSHOTS = 10
@@ -78,6 +80,7 @@ class RebuildRun:
         self._progress = Progress()
         self._fleet = Fleet()
         self._moved_at_s = self._clock()
+        self._landed = False  # whether this attempt has added vectors
         self._starting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._opened = asyncio.get_running_loop().create_task(self._resume())
@@ -162,7 +165,7 @@ class RebuildRun:
         The vids from `owns_below` on are the follower's already, and it may have some of them in flight.
         """
         self._progress, self._fleet = replace(progress, active=False), Fleet()
-        self._moved_at_s = self._clock()
+        self._moved_at_s, self._landed = self._clock(), False
         attempt = uuid.uuid4().hex
         record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
         await self._accept(record)
@@ -170,23 +173,38 @@ class RebuildRun:
 
     async def _run(self) -> None:
         """Work, report once a second, and leave a record that says how it ended."""
-        work = asyncio.create_task(self._work())
+        work, canary = asyncio.create_task(self._work()), asyncio.create_task(self._watch_model())
         try:
             while not work.done():
-                await asyncio.wait({work}, timeout=REPORT_S)
+                await asyncio.wait({work, canary}, timeout=REPORT_S, return_when=asyncio.FIRST_COMPLETED)
                 await self._save()
+                if canary.done():
+                    await canary  # it ends by raising
             await work
             await self._end("done")
         except StaleRunError as error:
             log.info("the rebuild of space %s stops here: %s", self._space_id, error.detail)
+        except FingerprintMismatchError as error:
+            await self._fail(error.detail, tainted=self._landed)
         except CompassError as error:
             await self._fail(error.detail)
         except Exception as error:
             log.exception("the rebuild of space %s", self._space_id)
             await self._fail(f"unexpected: {type(error).__name__}: {error}")
         finally:
+            canary.cancel()
             await self._stop(work)
         await self._tell_index()
+
+    async def _watch_model(self) -> None:
+        while True:
+            await asyncio.sleep(CANARY_S)
+            await self._vouch()
+
+    async def _vouch(self) -> None:
+        """Have stored texts embedded again; raises when the endpoints do it otherwise now."""
+        assert self._record is not None
+        await self._index.vouch(self._record.job.endpoints, self._record.job.api_key_env)
 
     async def _work(self) -> None:
         await self._index.run_changed()
@@ -230,6 +248,7 @@ class RebuildRun:
             async with contextlib.aclosing(landing):
                 async for filled in landing:
                     self._moved()
+                    self._landed = self._landed or filled.key is not None
                     self._refused(filled)
                     await backlog.put(filled)
             await backlog.drain()
@@ -245,6 +264,7 @@ class RebuildRun:
             lag = await self._index.follow(seq, FOLLOW_S)
             await self._count()
             if not lag:
+                await self._vouch()
                 self._check_quarantine()
                 if await self._activated():
                     return
@@ -339,23 +359,22 @@ class RebuildRun:
             self._record = replace(self._now(), **changes)
             await asyncio.to_thread(self._vectors.write_run, self._record.to_json())
 
-    async def _end(self, state: RunState, error: str | None = None) -> None:
+    async def _end(self, state: RunState, error: str | None = None, *, tainted: bool = False) -> None:
         eta_s = 0.0 if state == "done" else None
-        await self._save(
-            state=state, error=error, ended_at=time.time(), docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None
-        )
+        ended = {"state": state, "error": error, "ended_at": time.time(), "tainted": tainted}
+        await self._save(**ended, docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None)
 
     async def _stored(self) -> RunRecord | None:
         data = await asyncio.to_thread(self._vectors.read_run)
         return RunRecord.from_json(data) if data else None
 
-    async def _fail(self, reason: str) -> None:
+    async def _fail(self, reason: str, *, tainted: bool = False) -> None:
         log.warning("the rebuild of space %s failed: %s", self._space_id, reason)
         with contextlib.suppress(StaleRunError):
             await self._save()  # nobody else's run is made to fail
             with contextlib.suppress(UnavailableError):  # the record below says it too
                 await self._router.fail(self._name, self._space_id, reason)
-            await self._end("failed", reason)
+            await self._end("failed", reason, tainted=tainted)
 
     async def _tell_index(self) -> None:
         """The follower takes over what an ended run left; it also finds out by itself."""

@@ -82,6 +82,8 @@ def space_changes(asked: schemas.SpacePatch) -> dict[str, Any]:
         changes["query_prompt_name"] = asked.query_prompt_name
     if not isinstance(asked.hnsw, UnsetType):
         changes["ef_search"] = asked.hnsw.ef_search
+    if asked.accept_new_fingerprint:
+        changes["accept_new_fingerprint"] = True
     if not changes:
         raise invalid([{"field": "embed_endpoint", "detail": "nothing to change is named"}])
     return changes
@@ -108,6 +110,7 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
         restart=asked.restart,
         endpoint_timeout_s=asked.endpoint_timeout_s,
         max_failed=asked.max_failed,
+        accept_new_fingerprint=asked.accept_new_fingerprint,
     )
 
 

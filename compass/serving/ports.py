@@ -47,6 +47,7 @@ class RebuildSpec:
     restart: bool = False
     endpoint_timeout_s: float = 900.0
     max_failed: int = 0
+    accept_new_fingerprint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

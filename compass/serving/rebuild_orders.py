@@ -13,15 +13,17 @@ from typing import Any
 from compass.domain.collection import RestartSpace, SetSpace
 from compass.domain.history import By, Note
 from compass.domain.routing import CollectionRoute
-from compass.domain.space import Space, Status
+from compass.domain.space import BuiltBy, Space, Status
 from compass.errors import (
     CompassError,
     DefaultSpaceError,
+    FingerprintMismatchError,
     InvalidRequestError,
     NotFoundError,
     RebuildRunningError,
 )
 from compass.serving.changes import Changes, new_space
+from compass.serving.fingerprints import builder
 from compass.serving.ports import RebuildSpec
 from compass.serving.router_ports import Cluster
 from compass.storage.root import Root
@@ -64,12 +66,16 @@ class RebuildOrders:
                         {"space": space},
                     )
                 await self._cluster.stop_rebuild(target.id)
-            if spec.restart:
+            if not spec.restart:
+                await self.refuse_tainted(route, target)
+            else:
                 target = await self._restart(route, target, Note("restart", space, began_at, by))
                 route = self._changes.route(collection)
+            accept, key = spec.accept_new_fingerprint, spec.api_key_env
+            built_by = await builder(self._cluster, route, target, endpoints, key, accept=accept, must_answer=False)
             job = _job(target, spec, endpoints)
             note = Note("rebuild", space, began_at, by, {"job_id": job["job_id"]})
-            target = await self._accept(route, target, spec, endpoints, note)
+            target = await self._accept(route, target, spec, endpoints, built_by, note)
             await self._cluster.rebuild(collection, route.uuid, target).start(job)
             self.reap_when_done(collection, target)
             return {"status": target.status, "job_id": job["job_id"]}
@@ -88,7 +94,13 @@ class RebuildOrders:
             await self._changes.record(route, SetSpace(target.id), note)
 
     async def _accept(
-        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...], note: Note
+        self,
+        route: CollectionRoute,
+        target: Space,
+        spec: RebuildSpec,
+        endpoints: tuple[str, ...],
+        built_by: BuiltBy | None,
+        note: Note,
     ) -> Space:
         """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
         config: dict[str, Any] = {}
@@ -97,9 +109,23 @@ class RebuildOrders:
             if spec.api_key_env:
                 config["api_key_env"] = spec.api_key_env
         status: Status | None = "building" if target.status == "failed" else None
-        change = SetSpace(target.id, status=status, follows=True, error=False, config=config)
+        change = SetSpace(target.id, status, True, False, config, built_by)
         state = await self._changes.record(route, change, note)
         return state.by_id(target.id)
+
+    async def refuse_tainted(self, route: CollectionRoute, space: Space) -> None:
+        """Return unless a run of the space has found that its endpoints' model changed under way.
+
+        Raises:
+            FingerprintMismatchError: it has.
+        """
+        record = await asyncio.to_thread(self.vectors(route, space).read_run) or {}
+        if record.get("tainted"):
+            raise FingerprintMismatchError(
+                f"vector space {space.name!r} holds vectors of more than one model: {record['error']}. "
+                "Rebuild it with restart, which empties it first",
+                {"space": space.name},
+            )
 
     async def _restart(self, route: CollectionRoute, target: Space, note: Note) -> Space:
         if route.default == target.name:

@@ -16,18 +16,18 @@ from compass.domain.collection import AddSpace, DropSpace, SetSpace, SwapDefault
 from compass.domain.history import By, Kind, Note
 from compass.domain.publication import Ack, Directive
 from compass.domain.routing import CollectionRoute
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import (
     CollectionExistsError,
     ConfirmationNeededError,
     DefaultSpaceError,
     EpochMismatchError,
-    FingerprintMismatchError,
     NotFoundError,
     RebuildRunningError,
     SpaceQuarantinedError,
 )
 from compass.serving.changes import Changes, Update, by_id, new_space, put, scope
+from compass.serving.fingerprints import builder
 from compass.serving.opening import Opening
 from compass.serving.ports import CollectionSpec, RebuildSpec, SwapSpec
 from compass.serving.publisher import Publisher
@@ -35,7 +35,6 @@ from compass.serving.rebuild_orders import RebuildOrders
 from compass.serving.router_ports import Cluster
 from compass.storage.root import Root
 
-SAME_MODEL = 0.999  # the least cosine at which two endpoints count as one model
 CATCH_UP_S = 5.0  # how long an activation waits for its space to reach the frontier
 NOBODY = By()
 
@@ -138,28 +137,29 @@ class RouterService:
         """Change fields of a space's config; a new endpoint must serve the model that built the space.
 
         Raises:
-            FingerprintMismatchError: its vectors of texts that are stored differ from the stored ones.
-            EmbeddingError: it does not answer.
+            FingerprintMismatchError: it says, or its vectors of stored texts show, that it is another one.
+            EndpointUnavailableError: it does not answer.
         """
         note = Note("change", space, time.time(), by, {"changed": sorted(changes)})
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
             config = dict(changes)
-            if config.get("embed_endpoint") not in (None, target.config.embed_endpoint):
-                await self._check_model(route, target, config["embed_endpoint"])
+            accept, built_by = config.pop("accept_new_fingerprint", False), None
+            endpoint, key = config.get("embed_endpoint", target.config.embed_endpoint), target.config.api_key_env
+            if endpoint is not None and (accept or endpoint != target.config.embed_endpoint):
+                found = builder(self._cluster, route, target, (endpoint,), key, accept=accept, must_answer=True)
+                built_by = await found
             if "ef_search" in config:
                 config["hnsw"] = replace(target.config.hnsw, ef_search=config.pop("ef_search"))
-            await self._changes.record(route, SetSpace(target.id, config=config), note)
+            await self._changes.record(route, SetSpace(target.id, config=config, built_by=built_by), note)
 
-    async def _check_model(self, route: CollectionRoute, space: Space, endpoint: str) -> None:
-        closeness = await self._cluster.index(route.uuid, space).closeness(endpoint)
-        if closeness < SAME_MODEL:
-            raise FingerprintMismatchError(
-                f"the endpoint is not the model that built vector space {space.name!r}: it embeds stored texts "
-                f"otherwise (cosine {closeness:.4f}, wanted {SAME_MODEL}); add a space for it, and swap",
-                {"space": space.name, "cosine": round(closeness, 4)},
-            )
+    async def identified(self, collection: str, space_id: str, built_by: BuiltBy) -> None:
+        """Record what has built a space of which nobody knew it."""
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            if by_id(route, space_id).built_by is None:
+                await self._changes.record(route, SetSpace(space_id, built_by=built_by), None)
 
     async def drop_space(self, collection: str, space: str, confirm: str | None = None, by: By = NOBODY) -> None:
         """Drop a space that is not the default; queries in flight finish, then its bytes are gone.
@@ -221,6 +221,7 @@ class RouterService:
 
         Raises:
             SpaceNotActiveError, RebuildRunningError: the space cannot answer for everything yet.
+            FingerprintMismatchError: its endpoint is another model now, or two models have built it.
             SpaceLagsError, SpaceQuarantinedError: it lacks chunks; `force` swaps nevertheless.
             EpochMismatchError: the default is another one than the caller expects.
         """
@@ -270,7 +271,11 @@ class RouterService:
                 f"vector space {target.name!r} is being rebuilt; wait for the end, or cancel it",
                 {"space": target.name},
             )
-        known = {} if force else await self._cluster.index(route.uuid, target).info()
+        await self._rebuilds.refuse_tainted(route, target)
+        index, config = self._cluster.index(route.uuid, target), target.config
+        if config.embed_endpoint is not None:
+            await index.vouch((config.embed_endpoint,), config.api_key_env)
+        known = {} if force else await index.info()
         refused, accepted = known.get("quarantined", 0), known.get("accepted", 0)
         if refused > accepted:
             raise SpaceQuarantinedError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from compass.domain.collection import Change, CollectionState
+from compass.domain.fingerprint import Examined
 from compass.domain.history import Note
 from compass.domain.space import Space
 
@@ -37,8 +39,11 @@ class IndexPort(Protocol):
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""
 
-    async def closeness(self, endpoint: str) -> float:
-        """The least cosine between stored vectors and those that another endpoint gives the same texts."""
+    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
+        """What these endpoints say of their model, and how they embed a few of the stored texts."""
+
+    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
+        """Return if none of them turns out to be another model than the one that built the space."""
 
 
 class RebuildPort(Protocol):

@@ -10,6 +10,7 @@ import msgspec
 
 from compass.adapters.endpoint_url import shown as without_secrets
 from compass.domain.chunk import Chunk
+from compass.domain.fingerprint import Fingerprint
 from compass.domain.history import Event
 from compass.domain.routing import CollectionRoute
 from compass.domain.search import Hit
@@ -47,6 +48,7 @@ def space_info(space: Space, known: Mapping[str, Any]) -> schemas.SpaceInfo:
         "status": space.status,
         "embed_endpoint": endpoint if endpoint in (None, BUILTIN) else without_secrets(endpoint),
         "created_at": _iso(space.created_at),
+        "fingerprint": None if space.built_by is None else Fingerprint.of(space.config, space.built_by).digest,
         "error": known.get("error") or space.error,
     }
     return msgspec.convert(_without_none(shown, "embed_endpoint", "fingerprint", "error"), schemas.SpaceInfo)

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import numpy.typing as npt
 from compass.adapters.embedders import embed_each
 from compass.adapters.hnsw import nice_this_thread
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
-from compass.domain.embedding import CONTROL_TEXT, Embedder
+from compass.domain.embedding import Embedder
+from compass.domain.fingerprint import Examined, judged
 from compass.domain.progress import status_of_run
 from compass.domain.search import Hit, Query
-from compass.domain.space import Space, SpaceConfig, cosine
+from compass.domain.space import BuiltBy, Space
 from compass.errors import CompassError, ConflictError
+from compass.serving.examining import examined
 from compass.serving.space_search import SpaceSearch
 from compass.storage.parts import MissingObjectError
 from compass.storage.vectors import SpaceVectors
@@ -53,6 +56,7 @@ class SpaceIndex:
         vectors: SpaceVectors,
         open_embedder: Callable[[Space], Embedder],
         completed: Callable[[], Coroutine[Any, Any, None]],
+        identified: Callable[[BuiltBy], Coroutine[Any, Any, None]],
     ) -> None:
         """Open the saved graph and begin to follow.
 
@@ -62,10 +66,11 @@ class SpaceIndex:
             vectors: The space's durable vectors.
             open_embedder: Makes the embedder of the space's own documents.
             completed: Called when a building space that callers feed has a vector for every live chunk.
+            identified: Called with what the space's endpoint says of itself, where nobody has asked before.
         """
         self._space, self._view, self._vectors = space, view, vectors
-        self._open_embedder, self._completed = open_embedder, completed
-        self._embedder: tuple[SpaceConfig, Embedder] | None = None
+        self._open_embedder, self._completed, self._identified = open_embedder, completed, identified
+        self._embedder: tuple[Space, Embedder] | None = None
         self._search: SpaceSearch | None = None
         self._files: set[str] = set()
         self._missing = EMPTY  # live, embeddable, and neither held nor quarantined: sorted
@@ -155,20 +160,24 @@ class SpaceIndex:
         await self._ready()
         return await asyncio.to_thread(self._shown_quarantine, after, limit)
 
-    async def closeness(self, endpoint: str) -> float:
-        """How well another endpoint's vectors of a few stored texts agree with ours: the least cosine, 1.0 for none.
+    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
+        """What these endpoints say of their model, and how they embed a few of the stored texts."""
+        await self._ready()
+        samples, space = await asyncio.to_thread(self._samples), self._space
+        own = space.config.embed_endpoint, space.config.api_key_env
+        keys = [api_key_env or (own[1] if url == own[0] else None) for url in endpoints]
+        unknown = replace(space, built_by=None)  # it is to say what it is, not to be refused for it
+        asked = [unknown.with_config(embed_endpoint=u, api_key_env=k) for u, k in zip(endpoints, keys, strict=True)]
+        return await asyncio.gather(*(examined(self._open_embedder, one, samples) for one in asked))
+
+    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
+        """Return if none of these endpoints turns out to be another model than the one that built the space.
 
         Raises:
-            EmbeddingError: it does not answer, or not with vectors of this space.
+            FingerprintMismatchError: one does; one that does not answer does not.
         """
-        await self._ready()
-        known = await asyncio.to_thread(self._samples)
-        embedder = self._open_embedder(self._space.with_config(embed_endpoint=endpoint))
-        try:
-            rows = await embedder.embed([text for text, _ in known] or [CONTROL_TEXT])
-        finally:
-            await embedder.close()
-        return min((cosine(row, stored) for row, (_, stored) in zip(rows, known, strict=False)), default=1.0)
+        found = await self.examine(endpoints, api_key_env)
+        judged(self._space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
 
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
@@ -395,6 +404,17 @@ class SpaceIndex:
                 self._missing = np.setdiff1d(self._missing, gone)
             self._error = None
             await self._announce()
+            if self._space.built_by is None and len(done.rows):
+                await self._identify()
+
+    async def _identify(self) -> None:
+        """Have it recorded who has built the space, before another model can take the place."""
+        endpoint = self._space.config.embed_endpoint
+        assert endpoint is not None
+        found = await self.examine([endpoint], self._space.config.api_key_env)
+        built_by = judged(self._space, found, accept=False, advice="add a space for the new model, and swap")
+        if built_by is not None:
+            await self._identified(built_by)
 
     def _samples(self) -> list[tuple[str, FloatVector]]:
         """A few texts from all over the space, each with its stored vector."""
@@ -415,10 +435,9 @@ class SpaceIndex:
 
     async def _embedder_now(self) -> Embedder:
         """The embedder of the space as it is now, for its endpoint may have moved."""
-        config = self._space.config
-        if self._embedder is None or self._embedder[0] != config:
+        if self._embedder is None or self._embedder[0] != self._space:
             await self._close_embedder()
-            self._embedder = config, self._open_embedder(self._space)
+            self._embedder = self._space, self._open_embedder(self._space)
         return self._embedder[1]
 
     async def _close_embedder(self) -> None:

@@ -103,6 +103,7 @@ class SpacePatch(Request):
     embed_endpoint: str | UnsetType = UNSET
     query_prompt_name: str | UnsetType | None = UNSET
     hnsw: HnswPatch | UnsetType = UNSET
+    accept_new_fingerprint: bool = False
     reason: Reason = None
 
 
@@ -117,6 +118,7 @@ class RebuildRequest(Request):
     restart: bool = False
     endpoint_timeout_s: Annotated[float, Meta(gt=0, le=1e6)] = 900.0
     max_failed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
+    accept_new_fingerprint: bool = False
     reason: Reason = None
 
 

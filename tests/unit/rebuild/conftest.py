@@ -18,7 +18,7 @@ from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
 from compass.domain.embedding import ServerInfo
 from compass.domain.space import Space, SpaceConfig
-from compass.errors import CompassError, SpaceLagsError
+from compass.errors import CompassError, FingerprintMismatchError, SpaceLagsError
 from compass.rebuild.job import RebuildJob
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import EmbedStage
@@ -87,6 +87,8 @@ class SetIndex:
         self.absorbed: list[str] = []
         self.run: dict[str, Any] = {}
         self.live_owner_below: list[int] = []
+        self.vouched: list[tuple[str, ...]] = []
+        self.mismatch: FingerprintMismatchError | None = None
 
     async def absorb(self, keys: list[str]) -> None:
         for key in keys:
@@ -111,6 +113,11 @@ class SetIndex:
         live = set(self.store.view.live_vids().tolist())
         quarantined = len(self.vectors.quarantined())
         return {"vectors": len(live & self.held), "lag": len(self.missing()), "quarantined": quarantined}
+
+    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
+        self.vouched.append(tuple(endpoints))
+        if self.mismatch is not None:
+            raise self.mismatch
 
     def missing(self) -> list[int]:
         lacking = set(self.store.view.embeddable_vids().tolist()) - self.held

@@ -14,6 +14,7 @@ from compass.errors import (
     EndpointAnswerError,
     EndpointRefusedError,
     EndpointUnavailableError,
+    FingerprintMismatchError,
     RebuildRunningError,
 )
 from compass.rebuild.plan import LEAST_ROWS as PIECE_ROWS
@@ -337,6 +338,33 @@ async def test_a_fleet_that_is_down_is_said(world: Any, job: Any, monkeypatch: p
     assert "error" not in await run.status()
     world.embedder.open_gate.set()
     assert (await run.wait()).waiting is None
+
+
+async def test_a_model_that_changes_under_way_fails_the_run_for_good(
+    world: Any, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored texts are embedded again while the run goes on; what has landed since is not to be trusted."""
+    monkeypatch.setattr("compass.rebuild.run.CANARY_S", 0.05)
+    world.ingest(texts(3 * PIECE_ROWS))
+    world.embedder.before = stop_after(world, 1)
+    run = world.new_run()
+    await run.start(job())
+    await until(lambda: len(world.vectors.files()) == 1 and world.index.vouched)
+    world.index.mismatch = FingerprintMismatchError("another model answers", {})
+    record = await run.wait()
+    assert (record.state, record.error, record.tainted) == ("failed", "another model answers", True)
+    assert world.vectors.read_run()["tainted"] is True
+    assert world.status() == "failed"
+
+
+async def test_the_model_is_asked_for_before_the_space_turns_active(world: Any, job: Any) -> None:
+    """A run that is too short for a look on the way looks at its end."""
+    world.ingest(texts(3))
+    world.index.mismatch = FingerprintMismatchError("another model answers", {})
+    run = world.new_run()
+    await run.start(job())
+    assert (await run.wait()).state == "failed"
+    assert world.status() == "failed"
 
 
 async def test_a_stall_is_said(world: Any, job: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

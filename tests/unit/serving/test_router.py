@@ -15,9 +15,10 @@ import pytest
 from compass.adapters.builtin_model import HashingModel
 from compass.adapters.clock import boot_clock
 from compass.domain.chunk import ChunkInput
+from compass.domain.embedding import ServerInfo
 from compass.domain.history import By
 from compass.domain.search import Query
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import (
     CollectionExistsError,
     ConfirmationNeededError,
@@ -57,6 +58,12 @@ class Model:
     def __init__(self, name: str) -> None:
         self._model = HashingModel(name, DIMS)
         self.down = False
+        self.says: ServerInfo | None = None  # until a test is about it: a record of it would be one more commit
+
+    async def describe(self) -> list[ServerInfo]:
+        if self.down or self.says is None:
+            raise EndpointUnavailableError("the endpoint is down")
+        return [self.says]
 
     async def embed(self, texts: Any) -> Any:
         if self.down:
@@ -128,9 +135,13 @@ class FakeCluster:
                 assert self.router is not None
                 await self.router.activate(view.state().name, space.id)
 
+            async def identified(built_by: BuiltBy) -> None:
+                assert self.router is not None
+                await self.router.identified(view.state().name, space.id, built_by)
+
             vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
             self.indexes[space.id] = SpaceIndex(
-                recorded, view, vectors, lambda space: self.models[space.config.model], completed
+                recorded, view, vectors, lambda space: self.models[space.config.model], completed, identified
             )
         return self.wrap_index(self.indexes[space.id], space)
 
@@ -334,6 +345,7 @@ async def test_an_added_space_is_building_and_follows_nothing(world: World) -> N
 async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> None:
     """What PATCH changed is in the table, and in what the index works with, when the call returns."""
     await world.create()
+    world.cluster.models["a"].says = ServerInfo()
     await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved", "ef_search": 99})
     config = world.space("old").config
     assert (config.embed_endpoint, config.hnsw.ef_search, config.hnsw.m) == ("http://moved", 99, OLD.hnsw.m)
@@ -343,6 +355,8 @@ async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> 
 async def test_an_endpoint_moves_only_to_the_same_model(world: World) -> None:
     """PATCH embeds stored texts again at the new endpoint: another model is 409, and nothing changes."""
     await world.create()
+    for model in world.cluster.models.values():
+        model.says = ServerInfo()
     assert (
         await world.cluster.indexes[world.space("old").id].follow(await world.ingest("one", "two", "three"), 5) == 0
     )
@@ -354,6 +368,83 @@ async def test_an_endpoint_moves_only_to_the_same_model(world: World) -> None:
     world.cluster.models[OLD.model] = same
     await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved"})
     assert world.space("old").config.embed_endpoint == "http://moved"
+
+
+async def test_who_built_a_space_is_known_from_its_first_vectors_on(world: World) -> None:
+    """Nobody has to ask for it: what the endpoint says of itself is recorded when it has embedded something."""
+    await world.create()
+    assert world.space("old").built_by is None
+    world.cluster.models["a"].says = ServerInfo(model_id="a")
+    await world.ingest("one")
+    await world.level(world.space("old"))
+    await until(lambda: world.publisher.table.route("docs").spaces["old"].built_by is not None)
+    assert world.space("old").built_by == BuiltBy("a")
+
+
+async def built_by_a(world: World) -> None:
+    world.cluster.models["a"].says = ServerInfo(model_id="a")
+    await world.create("one", "two")
+    await world.level(world.space("old"))
+    await until(lambda: world.publisher.table.route("docs").spaces["old"].built_by is not None)
+
+
+async def test_another_name_of_a_model_is_taken_only_on_word_and_proof(world: World) -> None:
+    """PATCH to a server that names its model otherwise is 409 with both fingerprints, unless it is accepted; then
+    its vectors of stored texts must agree.
+    """
+    await built_by_a(world)
+    world.cluster.models["a"].says = ServerInfo(model_id="a-renamed", pooling="mean")
+    moved = {"embed_endpoint": "http://moved"}
+    with pytest.raises(FingerprintMismatchError, match="'a-renamed', not 'a'") as refused:
+        await world.router.set_space("docs", "old", moved)
+    both = refused.value.fields
+    assert (both["recorded"]["model_id"], both["found"]["model_id"]) == ("a", "a-renamed")
+    assert both["recorded"]["dims"] == DIMS
+    assert world.space("old").config.embed_endpoint == OLD.embed_endpoint
+    await world.router.set_space("docs", "old", {**moved, "accept_new_fingerprint": True})
+    assert world.space("old").built_by == BuiltBy("a-renamed", pooling="mean")
+    world.cluster.models["a"] = Model("b")
+    world.cluster.models["a"].says = ServerInfo()
+    with pytest.raises(FingerprintMismatchError, match="cosine"):
+        await world.router.set_space("docs", "old", {"embed_endpoint": "http://b", "accept_new_fingerprint": True})
+    assert world.space("old").built_by == BuiltBy("a-renamed", pooling="mean")
+
+
+async def test_a_resume_at_another_model_is_refused(world: World) -> None:
+    """A rebuild whose endpoint says, or shows by its vectors, that it is another model is 409; nothing starts."""
+    await built_by_a(world)
+    world.cluster.models["a"].says = ServerInfo(model_id="other")
+    with pytest.raises(FingerprintMismatchError, match="'other', not 'a'"):
+        await world.router.start_rebuild("docs", "old", RebuildSpec())
+    world.cluster.models["a"] = Model("b")
+    world.cluster.models["a"].says = ServerInfo()  # it says nothing, but embeds otherwise
+    with pytest.raises(FingerprintMismatchError, match="embeds stored texts otherwise"):
+        await world.router.start_rebuild("docs", "old", RebuildSpec())
+    assert world.cluster.rebuilds == {}
+
+
+async def test_a_space_of_two_models_is_only_restarted(world: World) -> None:
+    """A run that found the model changed under way leaves a space that is neither resumed nor swapped to."""
+    await world.create("one")
+    await world.router.add_space("docs", "new", NEW)
+    space = world.space("new")
+    vectors = world.root.space_vectors(world.route().uuid, space.id, DIMS)
+    vectors.write_run({"state": "failed", "attempt": "x", "error": "changed", "tainted": True})
+    with pytest.raises(FingerprintMismatchError, match="more than one model"):
+        await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+    assert world.space("new").id != space.id
+
+
+async def test_a_swap_to_an_endpoint_that_is_another_model_now_is_refused(world: World) -> None:
+    """Not even force swaps to a space whose queries would be embedded by another model."""
+    await world.create("one", "two", new=NEW)
+    await world.level(world.space("new"))
+    world.cluster.models["b"] = Model("a")
+    world.cluster.models["b"].says = ServerInfo()
+    with pytest.raises(FingerprintMismatchError):
+        await world.router.swap("docs", SwapSpec("new", force=True))
+    assert world.route().default == "old"
 
 
 async def test_activation_wants_the_frontier(world: World) -> None:

@@ -15,8 +15,9 @@ import pytest
 from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
+from compass.domain.embedding import ServerInfo
 from compass.domain.search import Query
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import CompassError, EndpointRefusedError, EndpointUnavailableError, StorageError
 from compass.serving.space_index import SpaceIndex
 from compass.storage.objects import LocalObjects
@@ -48,6 +49,9 @@ class Model:
             raise EndpointRefusedError("too long")
         return self._model.embed(texts)
 
+    async def describe(self) -> list[ServerInfo]:
+        return [ServerInfo(model_id="m")]
+
     async def close(self) -> None:
         self.closed += 1
 
@@ -66,7 +70,7 @@ class World:
         """Create the collection and open the index."""
         spaces = [
             Space("d-1", "d", SpaceConfig(4, "m"), "active", 0.0),
-            Space("s-1", "s", SpaceConfig(DIMS, "m", endpoint), status, 0.0, follows),
+            Space("s-1", "s", SpaceConfig(DIMS, "m", endpoint), status, 0.0, follows, None, BuiltBy("m")),
         ]
         self.uuid = self.root.create("docs", spaces, "d-1", {}).uuid
         self.store = self.root.open(self.uuid, grace_s=0.0)
@@ -78,7 +82,9 @@ class World:
         view = self.root.view(self.uuid)
         view.refresh()
         vectors = self.root.space_vectors(self.uuid, "s-1", DIMS)
-        index = SpaceIndex(view.state().by_id("s-1"), view, vectors, self._open_embedder, self._complete)
+        index = SpaceIndex(
+            view.state().by_id("s-1"), view, vectors, self._open_embedder, self._complete, self._identify
+        )
         self.indexes.append(index)
         return index
 
@@ -113,6 +119,9 @@ class World:
     async def _complete(self) -> None:
         self.completed += 1
         await asyncio.to_thread(self.store.change, SetSpace("s-1", status="active", follows=True))
+
+    async def _identify(self, built_by: BuiltBy) -> None:
+        await asyncio.to_thread(self.store.change, SetSpace("s-1", built_by=built_by))
 
 
 @pytest.fixture
