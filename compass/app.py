@@ -32,6 +32,7 @@ from compass.serving.collection import CollectionService
 from compass.serving.door import Door
 from compass.serving.gateway import Gateway
 from compass.serving.http.app import build_app
+from compass.serving.metrics import PrometheusMetrics, fresh_folder
 from compass.serving.publisher import Publisher
 from compass.serving.route_table import RouteTable
 from compass.serving.router import RouterService
@@ -185,7 +186,12 @@ class GatewayReplica:
         cluster = RayCluster({"router": ACTORS["router"]}, settings)
         router = cluster.router()
         name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # a pid is not unique among containers
-        self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s)
+        metrics = PrometheusMetrics(fresh_folder(values.cache_dir, values.port), name)
+
+        def told(table: RoutingTable) -> None:
+            metrics.epochs({route.name: route.epoch for route in table.collections.values()})
+
+        self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s, told=told)
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
 
         @lru_cache(maxsize=256)
@@ -205,7 +211,7 @@ class GatewayReplica:
             lambda space: index(space.id),
             lambda space: embedder(space.name, space.config, space.built_by),
         )
-        self._app = build_app(self._gateway, values)
+        self._app = build_app(self._gateway, values, metrics)
         self._door = Door(self._app, values.host, values.port)
         self._door.open()
 

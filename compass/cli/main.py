@@ -13,6 +13,7 @@ import click
 from pydantic import ValidationError
 
 from compass import __version__
+from compass.cli import rebuild
 from compass.errors import CompassError
 from compass.settings import Settings
 
@@ -73,6 +74,9 @@ def embed_server(model: str, dims: int, host: str, port: int, max_batch: int) ->
     click.echo(f"{model} ({dims} dims) on http://{host}:{port}/embed")
     with _plain_errors():
         run(model, dims, host=host, port=port, max_client_batch_size=max_batch)
+
+
+main.add_command(rebuild.command)
 
 
 @main.command()

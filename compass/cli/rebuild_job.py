@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import click
@@ -18,6 +19,9 @@ POLL_S = 0.5
 SAY_S = 2.0
 AWAY_S = 60.0  # how long the service may not answer, as during a rollout of its gateways
 INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
+
+
+Show = Callable[[Mapping[str, Any]], None]
 
 
 class Client(Protocol):
@@ -60,16 +64,36 @@ def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, *
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
     from compass.client import connect
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, told apart from a failure
+    try:
+        client = connect()
+    except CompassError as error:
+        raise click.ClickException(error.detail) from None
+    run(client, collection, space, fields_of(endpoints, restart, options))
+
+
+def fields_of(endpoints: Sequence[str], restart: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the order that the command line stands for."""
     fields: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, False)}
     if endpoints:
         fields["embed_endpoint"] = list(endpoints)
     if restart:
         fields["restart"] = True
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, told apart from a failure
+    return fields
+
+
+def run(
+    client: Client,
+    collection: str,
+    space: str,
+    fields: Mapping[str, Any],
+    display: Callable[[], AbstractContextManager[Show]] | None = None,
+) -> None:
+    """Start or join a rebuild and watch it on `display`; None: as lines. Ends the process if it is not done."""
     try:
-        client = connect()
         begin(client, collection, space, fields)
-        problem = watch(client, collection, space)
+        with display() if display is not None else nullcontext(None) as show:
+            problem = watch(client, collection, space, show)
     except CompassError as error:
         raise click.ClickException(error.detail) from None
     except KeyboardInterrupt:
@@ -94,11 +118,14 @@ def watch(
     client: Client,
     collection: str,
     space: str,
+    show: Show | None = None,
     *,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str | None:
     """Print the progress every two seconds, and sooner when the state changes, until the run has ended.
+
+    `show` takes every status instead.
 
     Returns:
         None when it is done, else why it is not.
@@ -117,7 +144,9 @@ def watch(
             sleep(POLL_S)
             continue
         state = status["run"]["state"]
-        if state != said_state or clock() - said_at >= SAY_S:
+        if show is not None:
+            show(status)
+        elif state != said_state or clock() - said_at >= SAY_S:
             click.echo(line(status))
             said_at, said_state = clock(), state
         if state != "running":
@@ -135,7 +164,10 @@ def line(status: Mapping[str, Any]) -> str:
     text += f"  {status['docs_per_s']:,.0f}/s"
     if status["eta_s"] is not None:
         text += f"  {status['eta_s']:,.0f} s to go"
-    return f"{text}  {status['error']}" if status.get("error") else text
+    if status.get("error"):
+        return f"{text}  {status['error']}"
+    away = [e for e in status.get("endpoints", ()) if e["state"] in ("down", "refused")]
+    return text + "".join(f"  {e['url']} is {e['state']}: {e['last_error']}" for e in away)
 
 
 def outcome(status: Mapping[str, Any], space: str) -> str | None:

@@ -7,6 +7,7 @@ collections and the space indexes behind their ports.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,13 @@ from compass.serving.incoming import (
     invalid,
     query_vector,
 )
+from compass.serving.metrics import SpaceSample
 
 if TYPE_CHECKING:
     from compass.domain.embedding import Embedder
     from compass.serving.route_table import RouteTable
+
+log = logging.getLogger(__name__)
 
 MAX_PAGE = 1000
 READY_S = 2.0  # how long a default space may take to say that it is there
@@ -102,6 +106,22 @@ class Gateway:
         except (TimeoutError, CompassError) as error:
             raise UnavailableError(f"a default space does not answer: {error or 'timeout'}") from error
         return schemas.Ready("ready")
+
+    async def samples(self) -> list[SpaceSample]:
+        """How every space does now; those whose index is silent, by name alone."""
+        table = self._table.table
+        asked = [(route, space) for route in table.collections.values() for space in route.spaces.values()]
+        return list(await asyncio.gather(*(self._sample(route, space) for route, space in asked)))
+
+    async def _sample(self, route: CollectionRoute, space: Space) -> SpaceSample:
+        status = None
+        try:
+            async with asyncio.timeout(READY_S):
+                status = shown.rebuild_status(space, await self._indexes(space).rebuild_status())
+        except (TimeoutError, CompassError) as error:
+            log.warning("no metrics of vector space %s: %s", space.name, error or "timeout")
+        plain = None if status is None else msgspec.to_builtins(status)
+        return SpaceSample(route.name, space.name, route.default == space.name, space.status == "active", plain)
 
     # ---- collections
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -30,30 +31,33 @@ from compass.serving.http.messages import (
 )
 from compass.serving.http.openapi import openapi_document
 from compass.serving.http.routes import ROUTES, Call, Route
+from compass.serving.metrics import OTHER, Metrics, NoMetrics
 from compass.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _ENCODER = msgspec.json.Encoder()
+_ROUTE, _STATUS = "compass.route", "compass.status"  # in the scope: what was asked for, and how it was answered
 _JSON_HEADERS = ((b"content-type", JSON),)
 
 
-def build_app(gateway: Gateway, settings: Settings) -> App:
-    """The application: `await app(scope, receive, send)`.
+def build_app(gateway: Gateway, settings: Settings, metrics: Metrics | None = None) -> App:
+    """The application: `await app(scope, receive, send)`; `metrics` counts its requests.
 
     Usable inside Serve's ingress and under a uvicorn socket of our own, with and without lifespan events.
     """
-    app: App = _Dispatch(gateway, settings.max_body_bytes).handle
+    counts = NoMetrics() if metrics is None else metrics
+    app: App = _Dispatch(gateway, settings.max_body_bytes, counts).handle
     app = wants_room(app, settings.max_in_flight)
     if settings.api_key is not None:
         app = wants_key(app, settings.api_key.get_secret_value())
     else:
         log.warning("COMPASS_API_KEY is not set: whoever reaches this server may read, write and delete")
         app = wants_host(app, settings)
-    return _answering(app)
+    return _answering(app, counts)
 
 
-def _answering(app: App) -> App:
+def _answering(app: App, metrics: Metrics) -> App:
     """Every error becomes a problem document; other protocols than HTTP are turned away."""
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,8 +65,11 @@ def _answering(app: App) -> App:
             return await _live(receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1003})
+        began = time.perf_counter()
         try:
-            return await app(scope, receive, send)
+            await app(scope, receive, send)
+            metrics.answered(scope.get(_ROUTE, OTHER), scope.get(_STATUS, 200), time.perf_counter() - began)
+            return None
         except CompassError as error:
             if error.status in (500, 502, 503):
                 log.warning("%s %s: %s", scope["method"], scope["path"], error.detail)
@@ -72,6 +79,7 @@ def _answering(app: App) -> App:
         except Exception:  # the client gets no internals, the log gets them all
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply = problems.internal()
+        metrics.answered(scope.get(_ROUTE, OTHER), reply.status, time.perf_counter() - began)
         return await reply.send(send, head=scope["method"] == "HEAD")
 
     return outermost
@@ -89,8 +97,8 @@ async def _live(receive: Receive, send: Send) -> None:
 class _Dispatch:
     """Finds the route, decodes what came, calls the gateway, encodes what it answered."""
 
-    def __init__(self, gateway: Gateway, max_body_bytes: int) -> None:
-        self._gateway, self._limit = gateway, max_body_bytes
+    def __init__(self, gateway: Gateway, max_body_bytes: int, metrics: Metrics) -> None:
+        self._gateway, self._limit, self._metrics = gateway, max_body_bytes, metrics
         by_path: dict[str, dict[str, Route]] = {}
         for route in ROUTES:
             by_path.setdefault(route.path, {})[route.method] = route
@@ -107,6 +115,7 @@ class _Dispatch:
             reply = page if method == "GET" else problems.method_not_allowed(method, ["GET", "HEAD"])
         else:
             reply = await self._answer(method, path, scope, receive)
+        scope[_STATUS] = reply.status
         await reply.send(send, head=head)
 
     async def _answer(self, method: str, path: str, scope: Scope, receive: Receive) -> Reply:
@@ -114,11 +123,14 @@ class _Dispatch:
         route = methods.get(method)
         if route is None:
             return problems.method_not_allowed(method, [*methods, *(["HEAD"] if "GET" in methods else [])])
+        scope[_ROUTE] = f"{route.method} {route.path}"
         body = await self._body(route, scope, receive)
-        call = Call(self._gateway, params, _query(route, scope), body, caller(scope))
+        call = Call(self._gateway, self._metrics, params, _query(route, scope), body, caller(scope))
         answer = await route.handler(call)
         if route.answer is None:
             return Reply(route.status)
+        if isinstance(answer, bytes):
+            return Reply(route.status, answer, ((b"content-type", route.media_type.encode()),))
         return Reply(route.status, _ENCODER.encode(answer), _JSON_HEADERS)
 
     def _find(self, path: str) -> tuple[Mapping[str, Route], dict[str, str]]:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from compass.serving.http.routes import ROUTES, Route
+from compass.serving.http.routes import JSON, ROUTES, Route
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
@@ -50,10 +50,15 @@ def _route(route: Route, document: dict[str, Any]) -> str:
     if route.body is not None:
         parts.append(f"<p>Body: {_link(operation['requestBody']['content']['application/json']['schema'])}</p>")
     content = operation["responses"][str(route.status)].get("content")
-    shown = _link(content["application/json"]["schema"]) if content else "no body"
+    shown = _answer(content) if content else "no body"
     parts.append(f"<p>Answer: {route.status}, {shown}; else {_link({'$ref': '#/Problem'})}</p>")
     parts.append(f"<pre>{escape(_curl(route))}</pre></details>")
     return "".join(parts)
+
+
+def _answer(content: dict[str, Any]) -> str:
+    ((media_type, said),) = content.items()
+    return _link(said["schema"]) if media_type == JSON else escape(media_type)
 
 
 def _link(schema: dict[str, Any]) -> str:

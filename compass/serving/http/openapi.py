@@ -70,7 +70,7 @@ def _operation(route: Route, schemas: dict[Any, Any], components: dict[str, Any]
         parameters += [{"name": n, "in": "query", "required": False, "schema": sch} for n, sch in known.items()]
     answer: dict[str, Any] = {"description": route.summary}
     if route.answer is not None:
-        answer["content"] = {"application/json": {"schema": schemas[route.answer]}}
+        answer["content"] = {route.media_type: {"schema": schemas[route.answer]}}
     problem = {"application/problem+json": {"schema": {"$ref": _REF.format(name="Problem")}}}
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),

@@ -9,7 +9,9 @@ from typing import Any
 from compass.errors import NotFoundError, NotImplementedYetError
 from compass.serving.gateway import Gateway
 from compass.serving.http import schemas as s
+from compass.serving.metrics import CONTENT_TYPE, Metrics
 
+JSON = "application/json"
 COLLECTION = "/collections/{collection}"
 SPACES = COLLECTION + "/vector-spaces"
 SPACE = SPACES + "/{space}"
@@ -20,6 +22,7 @@ class Call:
     """A request, decoded; `who` asks."""
 
     gateway: Gateway
+    metrics: Metrics
     params: dict[str, str]
     query: Any
     body: Any
@@ -50,7 +53,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `answer` None: no body. `curl`: the body of the example."""
+    """One route. `answer` None: no body; one of another type than JSON is bytes. `curl`: the body of the example."""
 
     method: str
     path: str
@@ -62,6 +65,11 @@ class Route:
     query: Any = None
     body_optional: bool = False
     curl: str = ""
+    media_type: str = JSON
+
+
+async def _metrics(call: Call) -> bytes:
+    return call.metrics.exposition(await call.gateway.samples())
 
 
 async def _health(call: Call) -> s.Health:
@@ -108,6 +116,15 @@ ROUTES = (
         200,
         "Whether requests would be answered now (503 else); needs no key.",
         s.Ready,
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        _metrics,
+        200,
+        "Counters and gauges for Prometheus: requests, epochs, spaces, rebuilds and their endpoints.",
+        str,
+        media_type=CONTENT_TYPE,
     ),
     Route(
         "POST",
