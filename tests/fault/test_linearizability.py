@@ -1,0 +1,296 @@
+"""Many clients, several gateways, one default: no answer is older than one that somebody had before.
+
+In one process with a network that delays whatever it likes, where the fence can be taken out; and through a real
+service with two gateways whose processes are killed and stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from compass.adapters.clock import boot_clock
+from compass.domain.lease import Scope
+from compass.domain.publication import Update
+from compass.domain.routing import CollectionRoute, RoutingTable
+from compass.domain.space import Space, SpaceConfig
+from compass.errors import UnavailableError
+from compass.serving.publisher import Publisher
+from compass.serving.route_table import RouteTable
+
+# ---- the judge
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [("a", 0, 1, 2, "new"), ("a", 2, 3, 1, "old")],  # one client saw new, then old
+        [("a", 0, 1, 2, "new"), ("b", 2, 3, 1, "old")],  # so did two that talk to each other
+        [("swap", 0, 5, 2, "new"), ("a", 6, 7, 1, "old")],  # a stale answer after the swap had returned
+        [("a", 0, 1, 2, "new"), ("b", 0, 1, 2, "old")],  # one epoch, two spaces
+        [("a", 0, 9, 3, "new"), ("swap", 1, 2, 3, "new"), ("b", 3, 4, 2, "old")],
+    ],
+)
+def test_the_judge_finds_planted_violations(judge: Any, seen: Any, answers: list[Any]) -> None:
+    """It would be worth nothing otherwise."""
+    assert judge([seen(*one) for one in answers])
+
+
+def test_the_judge_lets_overlapping_answers_differ(judge: Any, seen: Any) -> None:
+    """Two answers that were under way at once may be in either order."""
+    answers = [("swap", 0, 5, 2, "new"), ("a", 1, 6, 1, "old"), ("b", 2, 3, 2, "new"), ("a", 7, 8, 2, "new")]
+    assert judge([seen(*one) for one in answers]) == []
+
+
+# ---- one process, any network
+
+LEASE_S = 0.8
+
+
+class Network:
+    """Carries polls to the router and directives back, each after a time of its own."""
+
+    def __init__(self, rng: random.Random, longest_s: float) -> None:
+        self._rng, self._longest_s = rng, longest_s
+
+    def poll(self, publisher: Publisher, gateway: str) -> Callable[[Any], Awaitable[Any]]:
+        async def ask(ack: Any) -> Any:
+            await asyncio.sleep(self._rng.random() * self._longest_s)
+            directive = await publisher.poll(gateway, ack)
+            await asyncio.sleep(self._rng.random() * self._longest_s)
+            return directive
+
+        return ask
+
+
+def _route(epoch: int) -> CollectionRoute:
+    spaces = {n: Space(f"c-{n}", n, SpaceConfig(4, "m"), "active", 0.0) for n in ("old", "new")}
+    return CollectionRoute("u", "c", epoch, "new" if epoch % 2 == 0 else "old", spaces)
+
+
+async def _history(seen: Any, *, fenced: bool, seconds: float, seed: int) -> list[Any]:
+    """Three gateways, six clients and a swapper for so long."""
+    rng = random.Random(seed)
+    publisher = Publisher(1, LEASE_S, boot_clock, True, RoutingTable().with_route(_route(1)))
+    network = Network(rng, 0.05)
+    tables = [
+        RouteTable(f"g{i}", network.poll(publisher, f"g{i}"), boot_clock, LEASE_S, hold_s=2 * LEASE_S)
+        for i in range(3)
+    ]
+    history: list[Any] = []
+    running = [asyncio.create_task(table.run()) for table in tables]
+    until = time.monotonic() + seconds
+
+    async def query(client: str) -> None:
+        while time.monotonic() < until:
+            began = time.monotonic()
+            with contextlib.suppress(UnavailableError):
+                async with rng.choice(tables).route("c") as routed:
+                    told = routed.route.epoch, routed.space.name
+                    await asyncio.sleep(rng.random() * 0.003)  # the index searches
+                history.append(seen(client, began, time.monotonic(), *told))
+            await asyncio.sleep(0)
+
+    async def swap() -> None:
+        epoch = 1
+        while time.monotonic() < until:
+            await asyncio.sleep(rng.random() * 0.1)
+            epoch, began = epoch + 1, time.monotonic()
+
+            async def commit(route: CollectionRoute) -> Update:
+                return lambda table: table.with_route(route)
+
+            scope = Scope("c", default=True) if fenced else Scope("c")
+            await publisher.transition(scope, partial(commit, _route(epoch)))
+            history.append(seen("swap", began, time.monotonic(), epoch, _route(epoch).default))
+
+    await asyncio.gather(swap(), *(query(f"client {i}") for i in range(6)))
+    for task in running:
+        task.cancel()
+    return history
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_gateways_agree_over_a_slow_network(judge: Any, seen: Any, seed: int) -> None:
+    """Whatever the delays, the history is that of one register."""
+    history = await _history(seen, fenced=True, seconds=3.0, seed=seed)
+    assert sum(one.client == "swap" for one in history) >= 5
+    assert len(history) > 500
+    assert judge(history) == []
+
+
+async def test_without_the_fence_they_do_not(judge: Any, seen: Any) -> None:
+    """The same gateways, the same network: with nothing held, somebody sees new and then old."""
+    assert judge(await _history(seen, fenced=False, seconds=3.0, seed=1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+async def test_gateways_agree_for_long(judge: Any, seen: Any, seed: int) -> None:
+    """Ten minutes of it."""
+    assert judge(await _history(seen, fenced=True, seconds=30.0, seed=seed)) == []
+
+
+# ---- a real service
+
+COLLECTION = "docs"
+DIMS = {"old": 32, "new": 48}
+FAULTS_S = 30.0
+RECOVERY_S = 10.0
+
+
+class Client(threading.Thread):
+    """Asks again and again, over a new connection each time, so that the kernel picks the gateway."""
+
+    def __init__(self, name: str, url: str, seen: Any) -> None:
+        super().__init__(name=name, daemon=True)
+        self.url, self._seen = f"{url}/collections/{COLLECTION}", seen
+        self.stopped = threading.Event()
+        self.history: list[Any] = []
+        self.wrong: list[str] = []
+        self.failed = 0
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            began = time.monotonic()
+            try:
+                self.ask(began)
+            except httpx.TransportError:
+                self.failed += 1
+                time.sleep(0.02)
+
+    def ask(self, began: float) -> None:
+        body = {"query": "swap the model", "top_k": 1, "include_vectors": True}
+        answer = httpx.post(f"{self.url}/search", json=body, timeout=3, trust_env=False)
+        if answer.status_code != 200:
+            self.failed += 1
+            if answer.status_code != 503:
+                self.wrong.append(answer.text)
+            time.sleep(0.02)
+            return
+        told = answer.json()
+        self.history.append(self._seen(self.name, began, time.monotonic(), told["epoch"], told["vector_space"]))
+        ((space, vector),) = told["results"][0]["chunk"]["embeddings"].items()
+        if (space, len(vector)) != (told["vector_space"], DIMS[told["vector_space"]]):
+            self.wrong.append(f"an answer of {told['vector_space']} holds a vector of {space}")
+
+
+class Swapper(Client):
+    """Swaps to and fro; what it is not told, it does not count."""
+
+    def ask(self, began: float) -> None:
+        space = random.choice(["old", "new"])
+        url = f"{self.url}/default-vector-space"
+        answer = httpx.put(url, json={"name": space}, timeout=20, trust_env=False)
+        if answer.status_code == 200:
+            told = answer.json()
+            self.history.append(self._seen("swap", began, time.monotonic(), told["epoch"], told["current"]))
+        elif answer.status_code not in (409, 503):
+            self.wrong.append(answer.text)
+        else:
+            self.failed += 1
+        time.sleep(random.random() * 0.2)
+
+
+def _filled(http: httpx.Client) -> None:
+    spaces = {n: {"dims": d, "model": n, "embed_endpoint": "builtin"} for n, d in DIMS.items()}
+    created = http.post("/collections", json={"name": COLLECTION, "vector_spaces": spaces})
+    assert created.status_code == 201, created.text
+    chunks = [{"file_id": "f", "chunk_index": i, "text": f"how to swap model {i}"} for i in range(50)]
+    answer = http.post(f"/collections/{COLLECTION}/ingest", json={"chunks": chunks, "wait_s": 30})
+    assert answer.status_code == 200, answer.text
+
+
+def _faults(service: Any, seconds: float, rng: random.Random) -> list[str]:
+    """Kill or stop one process after the other; what was done."""
+    done: list[str] = []
+    ends = time.monotonic() + seconds
+    kinds = ["ServeReplica", "RouterProcess", "IndexProcess", "stop a gateway", "CollectionProcess"]
+    for turn in range(10_000):
+        if time.monotonic() > ends and turn >= len(kinds):
+            return done
+        kind = kinds[turn % len(kinds)]
+        found = service.actor_processes("ServeReplica:compass" if "gateway" in kind else kind)
+        if not found:
+            time.sleep(0.2)
+            continue
+        victim: psutil.Process = rng.choice(found)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "gateway" in kind:
+                victim.send_signal(signal.SIGSTOP)
+                time.sleep(rng.uniform(0.5, 4.0))  # beyond the lease, and not
+                victim.send_signal(signal.SIGCONT)
+            else:
+                victim.kill()
+        done.append(kind)
+        time.sleep(rng.uniform(2.0, 5.0))
+    return done
+
+
+def _longest_wait(clients: list[Client], began: float, ended: float) -> float:
+    """The longest time in which no query at all was answered well."""
+    times = sorted([began, ended, *(one.ended for client in clients for one in client.history)])
+    return max(b - a for a, b in pairwise(times))
+
+
+def _swaps_under_faults(new_service: Any, judge: Any, seen: Any, seconds: float) -> None:
+    with new_service(gateways="2", lease_s="2") as service:
+        with service.client() as http:
+            _filled(http)
+        clients = [Client(f"client {i}", service.url, seen) for i in range(4)]
+        swapper = Swapper("swapper", service.url, seen)
+        began = time.monotonic()
+        for thread in (*clients, swapper):
+            thread.start()
+        done = _faults(service, seconds, random.Random(7))
+        time.sleep(RECOVERY_S)
+        for thread in (*clients, swapper):
+            thread.stopped.set()
+        for thread in (*clients, swapper):
+            thread.join(30)
+        ended = time.monotonic()
+        history = [one for thread in (*clients, swapper) for one in thread.history]
+        assert judge(history) == [], done
+        assert [what for thread in (*clients, swapper) for what in thread.wrong] == []
+        assert len(swapper.history) >= 10
+        assert max(one.epoch for one in history) >= 5
+        assert _longest_wait(clients, began, ended) < RECOVERY_S, done
+        with service.client() as http:
+            told = http.get(f"/collections/{COLLECTION}/history").json()["events"]
+            epochs = [event["epoch"] for event in told]
+            assert epochs == sorted(epochs)
+            swaps = {e["epoch"]: e["space"] for e in told if e["kind"] == "swap"}
+            assert all(swaps[one.epoch] == one.space for one in history if one.epoch > 1)
+            assert _epochs_shown(http) == [epochs[-1]] * 2
+
+
+def _epochs_shown(http: httpx.Client) -> list[int]:
+    """The epoch that each living gateway says it routes by, whichever of them is asked."""
+    shown = http.get("/metrics").text.splitlines()
+    return [int(float(line.rsplit(" ", 1)[1])) for line in shown if line.startswith("compass_router_epoch{")]
+
+
+@pytest.mark.ray
+def test_swaps_under_faults_are_linearizable(new_service: Any, judge: Any, seen: Any) -> None:
+    """Two gateways, processes killed and stopped: no stale answer, nobody sees new and then old, all recovers."""
+    _swaps_under_faults(new_service, judge, seen, FAULTS_S)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+def test_swaps_under_faults_are_linearizable_for_long(new_service: Any, judge: Any, seen: Any) -> None:
+    """Ten minutes of it."""
+    _swaps_under_faults(new_service, judge, seen, 600)
