@@ -23,7 +23,7 @@ from compass.adapters.clock import boot_clock
 from compass.adapters.embedders import open_embedder
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
-from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -44,7 +44,7 @@ from compass.storage.root import Root
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
-QUERY_RETRY_S = 5.0
+QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,7 @@ class RebuildProcess(RebuildRun):
         view.refresh()
         space = view.state().by_id(space_id)
         tell = _Tell(ray.get_runtime_context().current_actor)
-        stages = StageOpener(
-            str(values.data), uuid, space_id, space.config, values.embed_timeout_s, values.embed_retry_s, tell
-        )
+        stages = StageOpener(str(values.data), uuid, space_id, space.config, values.embed_timeout_s, tell)
         super().__init__(
             collection,
             space_id,
@@ -198,18 +196,17 @@ class GatewayReplica:
         def index(space_id: str) -> BatchedIndex:
             return BatchedIndex(cluster.find_index(space_id))
 
-        @lru_cache(maxsize=256)
-        def embedder(name: str, config: SpaceConfig, built_by: BuiltBy | None) -> Embedder:
+        def embedder(space: Space) -> Embedder:
             timeout_s = values.embed_timeout_s
-            opened = open_embedder(config, kind="query", timeout_s=timeout_s, retry_s=QUERY_RETRY_S)
-            return CheckedEmbedder(opened, Space("", name, config, "active", 0.0, built_by=built_by))
+            opened = open_embedder(space.config, kind="query", timeout_s=timeout_s, retry_s=QUERY_RETRY_S)
+            return CheckedEmbedder(opened, space)
 
         self._gateway = Gateway(
             self._table,
             router,
             cluster.collection,
             lambda space: index(space.id),
-            lambda space: embedder(space.name, space.config, space.built_by),
+            embedder,
         )
         self._app = build_app(self._gateway, values, metrics)
         self._door = Door(self._app, values.host, values.port)

@@ -28,7 +28,6 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(30.0, gt=0, description="How often a collection looks whether to checkpoint.")
     grace_s: float = Field(600.0, ge=0, description="How long replaced files outlive their replacement.")
     embed_timeout_s: float = Field(60.0, gt=0, description="One request to an embedding endpoint.")
-    embed_retry_s: float = Field(60.0, ge=0, description="How long a rebuild retries one batch.")
     drop_guard_s: float = Field(0.0, ge=0, description="How long a former default wants ?confirm= to be dropped.")
     rebuild_actors: int = Field(2, ge=1, description="Embed actors of one rebuild.")
 

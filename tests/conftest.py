@@ -124,7 +124,7 @@ def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def service(new_service: Callable[..., Any]) -> Iterator[ServiceProcess]:
     """One service that the tests of a session share; each makes collections of its own names."""
-    with new_service(embed_retry_s="3") as running:
+    with new_service() as running:
         yield running
 
 

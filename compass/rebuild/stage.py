@@ -167,7 +167,6 @@ class StageOpener:
     Attributes:
         root: What `open_objects` takes.
         timeout_s: One request to an endpoint.
-        retry_s: How long one batch is retried.
         tell: Hears how the endpoints of a stage do; see `EmbedStage`.
     """
 
@@ -176,7 +175,6 @@ class StageOpener:
     space_id: str
     config: SpaceConfig
     timeout_s: float
-    retry_s: float
     tell: Tell | None = None
 
     def __call__(self, job: RebuildJob, attempt: str, stages: int) -> EmbedStage:
@@ -186,7 +184,7 @@ class StageOpener:
             self.config,
             kind="document",
             timeout_s=self.timeout_s,
-            retry_s=self.retry_s,
+            retry_s=0.0,
             endpoints=job.endpoints,
             batch_size=job.batch_size,
             api_key_env=job.api_key_env,

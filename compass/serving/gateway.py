@@ -44,6 +44,7 @@ from compass.serving.incoming import (
     query_vector,
 )
 from compass.serving.metrics import SpaceSample
+from compass.serving.query_embedding import QueryEmbedding
 
 if TYPE_CHECKING:
     from compass.domain.embedding import Embedder
@@ -74,11 +75,12 @@ class Gateway:
             router: Changes it.
             collections: The writer of a collection, by uuid.
             indexes: The index of a space; asked for each query, so it must be cheap.
-            embedders: The embedder of a space's queries, for spaces that have an endpoint; cheap as well.
+            embedders: Opens the embedder of a space's queries, for spaces that have an endpoint.
             clock: Seconds that only grow.
         """
         self._table, self._router, self._clock = table, router, clock
-        self._collections, self._indexes, self._embedders = collections, indexes, embedders
+        self._collections, self._indexes = collections, indexes
+        self._embedding = QueryEmbedding(embedders)
         self._followers = Followers(table, indexes, clock)
         self._acknowledged: dict[str, int] = {}  # by uuid: no answer from here may be older
 
@@ -238,15 +240,19 @@ class Gateway:
             NotFoundError: no such collection or space.
             SpaceNotActiveError: the space is building; the fields say how far it is.
             BareVectorError: a vector without a space after the default has changed.
+            EpochMismatchError: the epoch is another one than `expected_epoch`.
             NotImplementedYetError: something of a later version.
+            UnavailableError: not within `timeout_s`.
         """
         started, name = self._clock(), searched_space(body)
         where = parse_filter(body.filters or {})
         try:
-            async with self._table.route(collection, name) as routed:
+            async with asyncio.timeout(body.timeout_s), self._table.route(collection, name) as routed:
                 route, space = routed.route, routed.space
                 query = await self._query(body, where, route, space)
                 hits = (await self._indexes(space).search([query]))[0]
+        except TimeoutError:
+            raise UnavailableError(f"no answer within {body.timeout_s:g} s", {"retry_after": 1}) from None
         except SpaceNotActiveError as error:
             raise await self._with_progress(error, collection, name) from None
         return schemas.SearchResponse(
@@ -391,18 +397,17 @@ class Gateway:
     async def _vector(self, body: schemas.SearchRequest, route: CollectionRoute, space: Space) -> FloatVector:
         """The vector to search with: the caller's, or the text embedded by the space's own model."""
         vector, bare = query_vector(body, space)
+        if bare or body.expected_epoch is not None:
+            how = "name it in vector_space, or send expected_epoch"
+            guard_bare_vector(route, body.expected_epoch, how)
         if vector is not None:
-            if bare:
-                guard_bare_vector(route, None, "name it in vector_space")
             return vector
         if not has_text(body.query):
             raise invalid([{"field": "query", "detail": "neither a query nor a vector is given"}])
         if space.config.embed_endpoint is None:
             detail = f"vector space {space.name!r} has no embedder: send a vector, or give it an embed_endpoint"
             raise invalid([{"field": "query", "detail": detail}])
-        rows = await self._embedders(space).embed([space.config.query_text(body.query)])
-        first: FloatVector = rows[0]
-        return first
+        return await self._embedding.vector(space, body.query, body.timeout_s)
 
     async def _query(self, body: schemas.SearchRequest, where: Filter, route: CollectionRoute, space: Space) -> Query:
         min_seq = await self._min_seq(body.min_seq, route)

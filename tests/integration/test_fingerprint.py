@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -88,7 +89,7 @@ def test_a_query_is_not_embedded_by_another_model(http: httpx.Client, name: str,
         server.server._model = HashingModel("others", DIMS)
 
         def refused() -> Any:
-            answer = http.post(f"{base}/search", json={"query": "a walrus", "top_k": 1})
+            answer = http.post(f"{base}/search", json={"query": f"a walrus {time.monotonic()}", "top_k": 1})
             return answer if answer.status_code != 200 else None
 
         answer = wait_until(refused, 40, "the refusal")

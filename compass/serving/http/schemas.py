@@ -218,6 +218,8 @@ class SearchRequest(Request):
     ef_search: Beam | None = None
     include_vectors: bool = False
     min_seq: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
+    expected_epoch: Int64 | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
 
 
 class PageQuery(Request):

@@ -26,7 +26,7 @@ NONE = np.empty(0, np.int64)
 def opener(world: Any, tmp_path: Path) -> Any:
     """What opens production's stages for the space of this world."""
     uuid = world.store.state.uuid
-    return StageOpener(str(tmp_path / "data"), uuid, "new-1", SpaceConfig(DIMS, "m"), timeout_s=5.0, retry_s=0.3)
+    return StageOpener(str(tmp_path / "data"), uuid, "new-1", SpaceConfig(DIMS, "m"), timeout_s=5.0)
 
 
 def run_of(world: Any, opener: Any) -> RebuildRun:

@@ -283,7 +283,7 @@ async def test_searches_that_do_not_fit(http: Any, body: dict[str, Any], field: 
     assert (await refused(http, "/collections/docs/search", body))["errors"][0]["field"] == field
 
 
-@pytest.mark.parametrize("field", ["expected_epoch", "allow_partial", "min_score", "offset"])
+@pytest.mark.parametrize("field", ["allow_partial", "min_score", "offset"])
 async def test_fields_of_later_versions_are_unknown_in_a_search(http: Any, field: str) -> None:
     """They are accepted from the version that brings them, 422 before."""
     assert (await refused(http, "/collections/docs/search", {"query": "x", field: 1}))["errors"][0]["field"] == field
