@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from compass.embed_server import served
+from compass.serving.space_index import SAMPLES
 from compass.storage.objects import open_objects
 from compass.storage.parts import MissingObjectError
 from compass.storage.root import Root
@@ -58,7 +59,8 @@ def test_a_rebuild_survives_the_death_of_every_process(new_service: Any, wait_un
 
     def note(inputs: list[str]) -> None:
         now = time.time()
-        arrived.extend((text, now) for text in inputs)
+        if len(inputs) > SAMPLES:  # a few stored texts are embedded again to see whether the model is still the same
+            arrived.extend((text, now) for text in inputs)
 
     with (
         served("words-b", 96, delay_ms=25, reply=note) as endpoint,

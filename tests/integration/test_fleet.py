@@ -11,6 +11,7 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from compass.embed_server import served
+from compass.serving.space_index import SAMPLES
 
 pytestmark = pytest.mark.ray
 
@@ -23,8 +24,10 @@ class Moody:
 
     def __init__(self) -> None:
         self.poison, self.down = threading.Event(), threading.Event()
+        self.most = 0  # inputs in one request
 
     def __call__(self, texts: list[str]) -> Response | None:
+        self.most = max(self.most, len(texts))
         if self.down.is_set():
             return JSONResponse({"error": "the GPU is on fire", "error_type": "Unhealthy"}, 503)
         if self.poison.is_set() and any("POISON" in text for text in texts):
@@ -78,10 +81,10 @@ def test_poison_is_quarantined_listed_accepted_and_retried(http: httpx.Client, n
         assert all("less than 512 tokens" in chunk["reason"] for chunk in found)
         assert rest["next"] is None
 
-        sent = endpoint.stats()["inputs"]
+        mood.most = 0
         status = rebuilt(http, base, max_failed=3)
         assert (status["status"], status["progress"], status["failed"]) == ("active", 1.0, 3)
-        assert endpoint.stats()["inputs"] - sent <= 20, "nothing durable is sent again"
+        assert mood.most <= SAMPLES, "nothing durable is sent again, but for what shows that the model is the same"
         assert http.put(f"{base}/default-vector-space", json={"name": "new"}).status_code == 200
         more = [{"file_id": "g", "chunk_index": 0, "text": "one more POISON"}]
         assert http.post(f"{base}/ingest", json={"chunks": more, "wait_s": 5}).status_code == 200
