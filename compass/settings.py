@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     embed_timeout_s: float = Field(60.0, gt=0, description="One request to an embedding endpoint.")
     drop_guard_s: float = Field(0.0, ge=0, description="How long a former default wants ?confirm= to be dropped.")
     rebuild_actors: int = Field(2, ge=1, description="Ray Data's embed actors of one rebuild.")
-    rebuild_local_rows: int = Field(50_000, ge=0, description="Chunks that a rebuild embeds itself meanwhile.")
+    rebuild_local_rows: int = Field(200_000, ge=0, description="Chunks that a rebuild embeds itself meanwhile.")
 
     @field_validator("data", mode="before")
     @classmethod

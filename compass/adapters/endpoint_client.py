@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,8 +153,12 @@ class EndpointClient:
         """The URL without its secrets."""
         return shown(self.url)
 
-    async def embed(self, texts: Sequence[str], timeout_s: float) -> FloatMatrix:
+    async def embed(
+        self, texts: Sequence[str], timeout_s: float, arrived: Callable[[], None] | None = None
+    ) -> FloatMatrix:
         """The rows of texts that are one request: float32, shape (n, dims), checked, normalised for cosine.
+
+        `arrived` is called when the server is through with its rows and they have yet to be read.
 
         Raises:
             TooManyError: it wants fewer inputs, or bytes.
@@ -171,6 +175,8 @@ class EndpointClient:
             answer = await self._request(self.url, timeout_s, limit, body)
             if answer.status != 200:
                 raise self._failure(answer, len(texts))
+            if arrived is not None:
+                arrived()
             rows = self._read_rows(answer.body, len(texts))
             counted = answer.headers.get("x-compute-tokens", "")
             self.tokens += int(counted) if counted.isascii() and counted.isdigit() else 0

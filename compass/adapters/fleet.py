@@ -247,9 +247,16 @@ class FleetEmbedder:
 
     async def _ask(self, member: Member, piece: Piece) -> None:
         """One request, and what follows from how it ends."""
-        sent_at = time.monotonic()
+        sent_at, held = time.monotonic(), True
+
+        def release() -> None:
+            """Let its next request go before these rows are read: a GPU that waits for that is not busy."""
+            nonlocal held
+            member.busy, held = member.busy - held, False
+            self._pump()
+
         try:
-            rows = await member.client.embed(piece.texts, self._timeout_s)
+            rows = await member.client.embed(piece.texts, self._timeout_s, release)
             self._land(member, piece, rows, time.monotonic() - sent_at)
         except TooManyError as error:
             self._too_many(member, piece, error)
@@ -272,8 +279,7 @@ class FleetEmbedder:
         except CompassError as error:  # the request cannot be made, wherever it goes
             self._fail(piece.job, error)
         finally:
-            member.busy -= 1
-            self._pump()
+            release()
 
     def _land(self, member: Member, piece: Piece, rows: FloatMatrix, latency_s: float) -> None:
         self._good_at = time.monotonic()
@@ -370,8 +376,10 @@ class FleetEmbedder:
         if status == OVERLOADED:
             member.window.refused(sent_at, time.monotonic())
             member.overloads += 1
-            rest_s = FIRST_REST_S * 2 ** min(member.overloads, 16)
-            self._pause(member, min(rest_s, LONGEST_REST_S) if after_s is None else after_s)
+            if after_s is not None:
+                self._pause(member, after_s)
+            elif member.overloads > 1:  # once, and the smaller window is rest enough
+                self._pause(member, min(FIRST_REST_S * 2 ** min(member.overloads, 16), LONGEST_REST_S))
         elif after_s:
             self._pause(member, after_s)
         elif error.fields.get("unreachable"):

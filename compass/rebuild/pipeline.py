@@ -23,7 +23,7 @@ from compass.rebuild.job import RebuildJob
 from compass.rebuild.plan import Descriptor
 from compass.rebuild.stage import EmbedStage, Filled, OpenStage
 
-LOCAL_ROWS = 50_000  # what one process embeds of an instant endpoint while Ray Data starts, about
+LOCAL_ROWS = 200_000  # up to here one process is done before Ray Data and its actors would be
 AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
 STAGE_CPUS = 0.25  # what an actor reserves: it waits for an endpoint most of the time
 CLOSE_S = 1.0

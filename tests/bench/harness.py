@@ -47,8 +47,8 @@ def nearest(data: FloatMatrix, queries: FloatMatrix, k: int) -> list[set[int]]:
 
 
 @contextmanager
-def server(*command: str, ready: str, env: Mapping[str, str] | None = None, timeout_s: float = 90) -> Iterator[None]:
-    """A Python process that serves; entered when `ready` answers 200, stopped on leaving."""
+def server(*command: str, ready: str, env: Mapping[str, str] | None = None, timeout_s: float = 90) -> Iterator[int]:
+    """A Python process that serves, as its pid; entered when `ready` answers 200, stopped on leaving."""
     with tempfile.NamedTemporaryFile(prefix="bench-", suffix=".log") as log:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
@@ -60,7 +60,7 @@ def server(*command: str, ready: str, env: Mapping[str, str] | None = None, time
                     words = Path(log.name).read_text(errors="replace")[-4000:]
                     raise SystemExit(f"{' '.join(command)} does not serve:\n{words}")
                 time.sleep(0.2)
-            yield
+            yield process.pid
         finally:
             stop(process, timeout_s=40)
 

@@ -119,12 +119,13 @@ async def test_work_flows_to_whoever_has_room() -> None:
         async with fleet(slow, fast) as embedder:
             work = asyncio.create_task(embedder.embed(TEXTS * 20))
             await asyncio.sleep(0.5)
-            before = slow.stats()["inputs"], fast.stats()["inputs"]
+            before, began = (slow.stats()["inputs"], fast.stats()["inputs"]), time.monotonic()
             await asyncio.sleep(2)
             done = slow.stats()["inputs"] - before[0], fast.stats()["inputs"] - before[1]
+            took_s = time.monotonic() - began
             work.cancel()
-    assert 0.9 * 400 <= done[0] <= 1.2 * 400
-    assert 0.9 * 1_600 <= done[1] <= 1.1 * 1_600
+    assert 0.7 <= done[1] / sum(done) <= 0.9
+    assert sum(done) >= 0.7 * 1_000 * took_s
 
 
 async def test_a_server_with_permits_is_filled_without_a_flood() -> None:
@@ -184,12 +185,14 @@ async def test_a_dead_endpoint_is_put_aside_and_taken_back() -> None:
     """Its work goes to the other without loss; back on its port it gets work again."""
     with restarted(delay_ms=5) as dying, served("m", DIMS, delay_ms=5) as steady:
         async with fleet(dying.url, steady) as embedder:
-            work = asyncio.create_task(embedder.embed_each(TEXTS * 20))
-            await asyncio.sleep(0.15)
+            work = asyncio.create_task(embedder.embed_each(TEXTS * 40))
+            while dying.server.stats()["inputs"] < 400:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.001)
             await asyncio.to_thread(dying.die)
+            assert not work.done()
             done = await work
-            assert (len(done.rows), done.refused) == (4_000, {})
-            same(done.vectors, TEXTS * 20)
+            assert (len(done.rows), done.refused) == (8_000, {})
+            same(done.vectors, TEXTS * 40)
             states = {told["url"]: told["state"] for told in embedder.endpoints()}
             assert sorted(states.values()) == ["down", "up"]
             before = dying.server.stats()["inputs"]

@@ -1,0 +1,279 @@
+"""A rebuild without its index: texts from parts, through endpoints, to durable vector files; under a real Ray.
+
+python tests/bench/pipeline.py overhead --out overhead.json
+python tests/bench/pipeline.py saturation --out saturation.json
+
+overhead: endpoints that answer at once from memory, so that what is left is Compass. The baseline is a bare asyncio
+loop that posts the same batches to the same endpoint and throws the answers away.
+saturation: endpoints that take their time, as GPUs do. The baseline is what they can give by their own settings.
+
+Both count the CPU time of the processes that embed, so that the cores for a fleet can be planned. Nothing asserts
+on time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import harness
+import numpy as np
+import psutil
+import ray
+
+from compass.demo.corpus import read_corpus
+from compass.demo.local import free_port
+from compass.domain.chunk import ChunkInput
+from compass.domain.space import Space, SpaceConfig
+from compass.rebuild.job import RebuildJob
+from compass.rebuild.pipeline import LOCAL_ROWS, stream
+from compass.rebuild.plan import read_plan
+from compass.rebuild.stage import StageOpener
+from compass.storage.objects import open_objects
+from compass.storage.parts import Snapshot, read_part
+from compass.storage.root import Root
+from compass.storage.vectors import SpaceVectors
+
+TEXT_CHARS = 300
+NONE = np.empty(0, np.int64)
+FLEETS: dict[str, dict[str, Any]] = {
+    "one endpoint of 1,500 docs/s": {"endpoints": 1, "docs_per_s": 1_500, "dims": 384},
+    "one that takes 40 ms a batch, 8 at once": {"endpoints": 1, "batch_ms": 40, "at_once": 8, "dims": 384},
+    "four of those": {"endpoints": 4, "batch_ms": 40, "at_once": 8, "dims": 384},
+    "ten of 1,500 docs/s, 1,024 dims": {"endpoints": 10, "docs_per_s": 1_500, "dims": 1_024},
+}
+
+
+def main() -> None:
+    """Run one of the two benchmarks and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("overhead", "saturation"))
+    parser.add_argument("--out", type=Path, help="where the JSON goes; standard output if not given")
+    parser.add_argument("--docs", type=int, default=200_000, help="chunks of the collection")
+    parser.add_argument("--dims", type=int, nargs="+", default=[384, 1_024], help="of overhead")
+    parser.add_argument("--batch", type=int, default=32, help="texts in a request; 32 is TEI's own limit")
+    parser.add_argument("--in-flight", type=int, default=8, help="requests at once of the bare loop")
+    parser.add_argument(
+        "--seconds", type=float, default=40.0, help="about how long each fleet of saturation is asked"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of overhead; the median counts")
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--local-rows", type=int, default=LOCAL_ROWS)
+    args = parser.parse_args()
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray.init(address="local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    with tempfile.TemporaryDirectory(prefix="bench-pipeline-") as folder:
+        made = Made(Path(folder), args.docs)
+        _warm_up(made, args)
+        results = _overhead(made, args) if args.what == "overhead" else _saturation(made, args)
+    options = {name: getattr(args, name) for name in ("batch", "actors", "local_rows")}
+    harness.write(args.out, {"benchmark": f"pipeline: {args.what}", "docs": args.docs, **options, "results": results})
+
+
+class Made:
+    """A collection of so many chunks on disk, as a snapshot."""
+
+    def __init__(self, folder: Path, docs: int) -> None:
+        self.data, cache = folder / "data", folder / "cache"
+        self.objects = open_objects(self.data)
+        self.root = Root(self.objects, cache)
+        corpus = [chunk["text"] for chunk in read_corpus(6_000)]
+        space = Space("small-1", "small", SpaceConfig(4, "small"), "active", time.time())
+        state = self.root.create("docs", [space], space.id, {})
+        store = self.root.open(state.uuid, grace_s=0.0)
+        for some in harness.batches(range(docs), 5_000):
+            texts = ((i, f"{i}: {corpus[i % len(corpus)]}"[:TEXT_CHARS]) for i in some)
+            store.ingest([ChunkInput("f", i, text) for i, text in texts])
+        self.uuid, self.snapshot = state.uuid, store.checkpoint()
+        store.close()
+        self._spaces = 0
+
+    def space(self, dims: int) -> SpaceVectors:
+        """An empty space, which a run may fill."""
+        self._spaces += 1
+        vectors = self.root.space_vectors(self.uuid, f"new-{self._spaces}", dims)
+        vectors.write_run({"attempt": "bench", "state": "running"})
+        return vectors
+
+    def texts(self) -> list[str]:
+        """All texts."""
+        return [text for part in self.snapshot.parts for text in _texts(self, part)]
+
+
+def _texts(made: Made, part: Any) -> list[str]:
+    return list(read_part(made.objects, part, ["text"])["text"].to_pylist())
+
+
+def _warm_up(made: Made, args: argparse.Namespace) -> None:
+    """The first job of a cluster pays for its worker processes, and for what the disk has not cached yet."""
+    with _endpoints({"endpoints": 1, "dims": 8}, args.batch) as (urls, _):
+        asyncio.run(_embed(made, urls, 8, args, docs=None))
+
+
+def _overhead(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
+    texts, found = made.texts(), []
+    for dims in args.dims:
+        with _endpoints({"endpoints": 1, "dims": dims}, args.batch) as (urls, pid):
+            rounds = []
+            for _ in range(args.rounds):
+                bare = asyncio.run(_post_all(urls[0], texts, args, pid))
+                ours = asyncio.run(_embed(made, urls, dims, args, docs=None, endpoint=pid))
+                rounds.append({"bare": bare, "compass": ours, "ratio": _ratio(ours, bare)})
+        middle = sorted(rounds, key=lambda r: r["ratio"])[len(rounds) // 2]
+        found.append({"dims": dims, "median": middle, "rounds": rounds})
+    return found
+
+
+def _saturation(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for name, fleet in FLEETS.items():
+        can_give = fleet["endpoints"] * (fleet.get("docs_per_s") or _slots_per_s(fleet, args.batch))
+        docs = min(args.docs, int(can_give * args.seconds))
+        with _endpoints(fleet, args.batch) as (urls, pid):
+            ours = asyncio.run(_embed(made, urls, fleet["dims"], args, docs=docs, endpoint=pid))
+        share = round(ours["docs_per_s"] / can_give, 3)
+        steady = round(ours["steady_docs_per_s"] / can_give, 3)
+        found.append({"fleet": name, "can_give_docs_per_s": can_give, "share": share, "steady_share": steady, **ours})
+    return found
+
+
+def _slots_per_s(fleet: dict[str, Any], batch: int) -> float:
+    return float(fleet["at_once"] * batch / (fleet["batch_ms"] / 1_000))
+
+
+def _ratio(ours: dict[str, Any], bare: dict[str, Any]) -> float:
+    return round(ours["docs_per_s"] / bare["docs_per_s"], 3)
+
+
+@contextmanager
+def _endpoints(fleet: dict[str, Any], batch: int) -> Iterator[tuple[list[str], int]]:
+    """The fleet in one process: its URLs and its pid."""
+    ports = [str(free_port()) for _ in range(fleet["endpoints"])]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    command = [str(harness.HERE / "endpoint.py"), "--max-batch", str(batch), "--port", *ports]
+    for option in ("dims", "docs_per_s", "batch_ms", "at_once"):
+        command += [f"--{option.replace('_', '-')}", str(fleet[option])] if option in fleet else []
+    with harness.server(*command, ready=f"{urls[-1]}/health") as pid:
+        yield urls, pid
+
+
+async def _embed(
+    made: Made, urls: Sequence[str], dims: int, args: argparse.Namespace, *, docs: int | None, endpoint: int = 0
+) -> dict[str, Any]:
+    """Embed `docs` chunks (None: all) until they are durable."""
+    vectors = made.space(dims)
+    opener = StageOpener(str(made.data), made.uuid, vectors.space_id, SpaceConfig(dims, "m"), 60.0)
+    job = RebuildJob("bench", tuple(urls), batch_size=args.batch)
+    with CpuTime(endpoint) as cpu:
+        began, done, marks = time.perf_counter(), 0, []
+        plan = await asyncio.to_thread(read_plan, made.objects, _first(made.snapshot, docs), NONE, NONE)
+        landing = stream(plan.descriptors, opener, job, "bench", actors=args.actors, local_rows=args.local_rows)
+        async for filled in landing:
+            done += filled.count
+            marks.append((time.perf_counter() - began, done))
+        took_s = time.perf_counter() - began
+    if len(vectors.have()) != done or done != plan.live:
+        raise SystemExit(f"{done} of {plan.live} chunks were embedded, {len(vectors.have())} are durable")
+    vectors.drop()
+    return {
+        "docs": done,
+        "took_s": round(took_s, 2),
+        "docs_per_s": round(done / took_s, 1),
+        "steady_docs_per_s": _steady(marks),
+        **cpu.per_doc(done),
+    }
+
+
+def _steady(marks: Sequence[tuple[float, int]]) -> float:
+    """docs/s between a quarter and nine tenths of the work: without the start and the last stragglers."""
+    total = marks[-1][1]
+    inner = [mark for mark in marks if 0.25 * total <= mark[1] <= 0.9 * total]
+    if len(inner) < 2:
+        return 0.0
+    (first_s, first), (last_s, last) = inner[0], inner[-1]
+    return round((last - first) / (last_s - first_s), 1)
+
+
+def _first(snapshot: Snapshot, docs: int | None) -> Snapshot:
+    """The parts that hold about so many chunks."""
+    if docs is None:
+        return snapshot
+    parts, rows = [], 0
+    for part in snapshot.parts:
+        if rows < docs:
+            parts.append(part)
+            rows += part.rows
+    return Snapshot(snapshot.uuid, snapshot.seq, tuple(parts))
+
+
+async def _post_all(url: str, texts: Sequence[str], args: argparse.Namespace, endpoint: int) -> dict[str, Any]:
+    """The bare loop."""
+    waiting = harness.batches(texts, args.batch)  # one iterator that all workers draw from
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        for some in waiting:
+            async with session.post(f"{url}/embed", json={"inputs": list(some)}) as response:
+                response.raise_for_status()
+                await response.read()
+
+    with CpuTime(endpoint) as cpu:
+        began = time.perf_counter()
+        async with aiohttp.ClientSession(read_bufsize=2**21) as session:
+            await asyncio.gather(*(work(session) for _ in range(args.in_flight)))
+        took_s = time.perf_counter() - began
+    return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **cpu.per_doc(len(texts))}
+
+
+class CpuTime:
+    """The CPU time that this process and its children take, the endpoint's apart; while entered."""
+
+    def __init__(self, endpoint: int) -> None:
+        self._endpoint = endpoint
+        self._first: dict[int, float] = {}
+        self._last: dict[int, float] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> CpuTime:
+        self._first = self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._last |= self._read()
+
+    def per_doc(self, docs: int) -> dict[str, float]:
+        """{cpu_us_per_doc, endpoint_cpu_us_per_doc}."""
+        spent = {pid: last - self._first.get(pid, 0.0) for pid, last in self._last.items()}
+        endpoint_s = spent.pop(self._endpoint, 0.0)
+        found = {"cpu_us_per_doc": sum(spent.values()), "endpoint_cpu_us_per_doc": endpoint_s}
+        return {name: round(1e6 * seconds / docs, 1) for name, seconds in found.items()}
+
+    def _watch(self) -> None:
+        """A process that ends takes its count with it, so look again and again."""
+        while not self._stopped.wait(0.2):
+            self._last |= self._read()
+
+    def _read(self) -> dict[int, float]:
+        found = {}
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                found[process.pid] = times.user + times.system
+        return found
+
+
+if __name__ == "__main__":
+    main()
