@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -72,15 +72,23 @@ def _answers(url: str) -> bool:
         return False
 
 
+class Service(NamedTuple):
+    """A running `compass serve`: its base URL, and the pid of the process that all others descend from."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def compass_service() -> Iterator[str]:
-    """`compass serve` on a temporary folder; its base URL."""
+def compass_service(**settings: str) -> Iterator[Service]:
+    """`compass serve` on a temporary folder; keyword arguments are settings."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="bench-compass-") as folder:
         env = {"COMPASS_DATA": folder, "COMPASS_PORT": str(port), "COMPASS_SERVE_PORT": str(free_port())}
+        env |= {f"COMPASS_{name.upper()}": value for name, value in settings.items()}
         url = f"http://127.0.0.1:{port}"
-        with server("-m", "compass.cli.main", "serve", ready=f"{url}/ready", env=env):
-            yield url
+        with server("-m", "compass.cli.main", "serve", ready=f"{url}/ready", env=env) as pid:
+            yield Service(url, pid)
 
 
 def load(url: str, bodies: Path, *, clients: int, seconds: float) -> dict[str, Any]:

@@ -17,18 +17,17 @@ import argparse
 import asyncio
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import harness
 import numpy as np
-import psutil
 import ray
+from usage import Usage
 
 from compass.demo.corpus import read_corpus
 from compass.demo.local import free_port
@@ -173,7 +172,7 @@ async def _embed(
     vectors = made.space(dims)
     opener = StageOpener(str(made.data), made.uuid, vectors.space_id, SpaceConfig(dims, "m"), 60.0)
     job = RebuildJob("bench", tuple(urls), batch_size=args.batch)
-    with CpuTime(endpoint) as cpu:
+    with Usage(apart=endpoint) as usage:
         began, done, marks = time.perf_counter(), 0, []
         plan = await asyncio.to_thread(read_plan, made.objects, _first(made.snapshot, docs), NONE, NONE)
         landing = stream(plan.descriptors, opener, job, "bench", actors=args.actors, local_rows=args.local_rows)
@@ -189,7 +188,7 @@ async def _embed(
         "took_s": round(took_s, 2),
         "docs_per_s": round(done / took_s, 1),
         "steady_docs_per_s": _steady(marks),
-        **cpu.per_doc(done),
+        **usage.cpu_us_per(done),
     }
 
 
@@ -225,54 +224,12 @@ async def _post_all(url: str, texts: Sequence[str], args: argparse.Namespace, en
                 response.raise_for_status()
                 await response.read()
 
-    with CpuTime(endpoint) as cpu:
+    with Usage(apart=endpoint) as usage:
         began = time.perf_counter()
         async with aiohttp.ClientSession(read_bufsize=2**21) as session:
             await asyncio.gather(*(work(session) for _ in range(args.in_flight)))
         took_s = time.perf_counter() - began
-    return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **cpu.per_doc(len(texts))}
-
-
-class CpuTime:
-    """The CPU time that this process and its children take, the endpoint's apart; while entered."""
-
-    def __init__(self, endpoint: int) -> None:
-        self._endpoint = endpoint
-        self._first: dict[int, float] = {}
-        self._last: dict[int, float] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> CpuTime:
-        self._first = self._read()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._last |= self._read()
-
-    def per_doc(self, docs: int) -> dict[str, float]:
-        """{cpu_us_per_doc, endpoint_cpu_us_per_doc}."""
-        spent = {pid: last - self._first.get(pid, 0.0) for pid, last in self._last.items()}
-        endpoint_s = spent.pop(self._endpoint, 0.0)
-        found = {"cpu_us_per_doc": sum(spent.values()), "endpoint_cpu_us_per_doc": endpoint_s}
-        return {name: round(1e6 * seconds / docs, 1) for name, seconds in found.items()}
-
-    def _watch(self) -> None:
-        """A process that ends takes its count with it, so look again and again."""
-        while not self._stopped.wait(0.2):
-            self._last |= self._read()
-
-    def _read(self) -> dict[int, float]:
-        found = {}
-        me = psutil.Process()
-        for process in (me, *me.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                found[process.pid] = times.user + times.system
-        return found
+    return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **usage.cpu_us_per(len(texts))}
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def main() -> None:
         port = free_port()
         lean = f"http://127.0.0.1:{port}/search"
         command = (str(harness.HERE / "lean_server.py"), "--vectors", str(rows), "--port", str(port))
-        with harness.server(*command, ready=lean), harness.compass_service() as base:
-            compass = _fill(base, data)
+        with harness.server(*command, ready=lean), harness.compass_service() as service:
+            compass = _fill(service.url, data)
             urls = {"compass": compass, "lean": lean}
             recall = {name: _recall(url, data, queries[:200]) for name, url in urls.items()}
             if min(recall.values()) < RECALL:
