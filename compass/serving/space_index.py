@@ -191,6 +191,7 @@ class SpaceIndex:
             InsufficientMemoryError: it does not fit; the fields say what it needs and what is free.
         """
         search = await self._ready()
+        await asyncio.to_thread(self._view.refresh)
         texts = len(await asyncio.to_thread(self._view.embeddable_vids))
         search.require(max(texts, len(search)), afresh)
 
