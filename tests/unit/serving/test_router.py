@@ -15,6 +15,7 @@ from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput
 from compass.domain.embedding import ServerInfo
 from compass.domain.history import By
+from compass.domain.search import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import (
     CollectionExistsError,
@@ -285,6 +286,18 @@ async def test_a_drop_waits_for_the_queries_in_flight(world: World) -> None:
     assert routed.space.id not in world.cluster.indexes
 
 
+async def test_a_drop_waits_only_so_long(world: World) -> None:
+    """A query that does not end holds a drop up for the drain's time, not for ever; then the bytes are gone."""
+    uuid = await world.create("one", new=NEW)
+    space = world.space("new")
+    async with world.tables[1].route("docs", "new"):
+        began = time.monotonic()
+        await world.router.drop_space("docs", "new")
+        assert 1.0 <= time.monotonic() - began < 5
+    assert not world.folder_of(space, uuid).exists()
+    assert space.id not in world.cluster.indexes
+
+
 async def test_the_default_is_neither_dropped_nor_restarted(world: World) -> None:
     """What answers queries is not emptied under them."""
     await world.create("one")
@@ -456,6 +469,33 @@ async def test_a_lagging_target_is_refused_unless_forced(world: World) -> None:
     world.cluster.models["b"].down = False
     assert await world.level(world.space("new")) == 0
     assert sorted(await world.found("two")) == ["one", "three", "two"]
+
+
+async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
+    """The old space says how many chunks it lacks, answers by name for what it has and without what has changed; a
+    rollback to it is refused with the lag. Once its model is back it catches up by itself, and the way is open.
+    """
+    uuid = await world.create("one", "two", new=NEW)
+    await world.router.swap("docs", SwapSpec("new"))
+    assert await world.level(world.space("old")) == 0
+    world.cluster.models["a"].down = True
+    await world.cluster.collection(uuid).ingest(
+        [ChunkInput("two", 0, "two has changed"), ChunkInput("f", 0, "three")]
+    )
+    index = world.cluster.indexes[world.space("old").id]
+    await until(lambda: len(index._missing) == 2 and index._error)
+    known = await index.info()
+    assert (known["lag"], known["error"]) == (2, "the endpoint is down")
+    vector = HashingModel("a", DIMS).embed(["two"])[0]
+    assert [hit.chunk.text for hit in (await index.search([Query(vector)]))[0]] == ["one"]
+    with pytest.raises(SpaceLagsError) as refused:
+        await world.router.swap("docs", SwapSpec(None, rollback=True, wait_s=0.1))
+    assert refused.value.fields == {"space": "old", "lag": 2}
+    assert world.route().default == "new"
+    world.cluster.models["a"].down = False
+    assert await world.level(world.space("old")) == 0
+    assert (await world.router.swap("docs", SwapSpec(None, rollback=True)))["current"] == "old"
+    assert sorted(await world.found("three")) == ["one", "three", "two has changed"]
 
 
 async def test_acknowledgements_wait_for_both_while_a_swap_is_under_way(world: World) -> None:
