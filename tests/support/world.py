@@ -229,7 +229,12 @@ class World:
 async def hurried(folder: Path) -> AsyncIterator[World]:
     """A service without collections; nothing in it waits for long."""
     waits = {"router.CATCH_UP_S": 0.3, "opening.TEND_S": 0.05, "rebuild_orders.REAP_S": 0.02}
-    waits |= {"rebuild_orders.CANCEL_S": 0.1, "space_index.POLL_S": 0.02, "space_index.RETRY_S": 0.05}
+    waits |= {
+        "rebuild_orders.CANCEL_S": 0.1,
+        "changes.ASK_AGAIN_S": 0.05,
+        "space_index.POLL_S": 0.02,
+        "space_index.RETRY_S": 0.05,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in waits.items():
             patch.setattr(f"compass.serving.{name}", seconds)

@@ -372,6 +372,24 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
     assert (await world.router.swap("docs", SwapSpec("new", force=True)))["epoch"] == 4
 
 
+async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) -> None:
+    """What the target lacked at the call counts however its wait ends: found, late, or quarantined meanwhile."""
+    await world.create("one", new=NEW)
+    before, known = world.route(), {"quarantined": 0, "accepted": 0}
+
+    async def follow(seq: int, wait_s: float) -> int:
+        known["quarantined"] = 1  # its endpoint has refused the text that the wait was for
+        return 0
+
+    async def info() -> dict[str, Any]:
+        return known
+
+    world.cluster.wrap_index = lambda real, space: Faulty(real, follow=follow, info=info)
+    with pytest.raises(SpaceQuarantinedError):
+        await world.router.swap("docs", SwapSpec("new"))
+    assert world.route() == before
+
+
 async def test_a_space_that_is_being_rebuilt_is_no_target(world: World) -> None:
     """Not by force either: what it holds is changing."""
     await world.create(new=NEW)
