@@ -258,6 +258,6 @@ class StorageError(CompassError):
 
 
 class InsufficientMemoryError(CompassError):
-    """A space does not fit the memory of its node; nothing was begun. Fields: needed_bytes, free_bytes, node."""
+    """A space does not fit the memory of its node, and was left as it is. Fields: needed_bytes, free_bytes, node."""
 
     status, type, title = 507, "insufficient-memory", "The vector space does not fit the memory"

@@ -77,6 +77,9 @@ def test_an_old_endpoint_that_was_switched_off(
     lagging = wait_until(lambda: old()["lag"] == 2 and old(), 30, "the lag")
     assert lagging["status"] == "active"
     assert set(found("a badger digs")) == {"an otter swims", "a badger digs"}
+    by_text = http.post(f"{base}/search", json={"query": "a badger digs", "vector_space": "old"})
+    assert (by_text.status_code, by_text.json()["type"]) == (503, "endpoint-unavailable")
+    assert by_text.headers["retry-after"].isdecimal()
     refused = http.put(f"{base}/default-vector-space", json={"rollback": True, "wait_s": 0.2})
     assert (refused.status_code, refused.json()["type"], refused.json()["lag"]) == (409, "space-lags", 2)
     assert http.get(base).json()["default_vector_space"] == "new"
