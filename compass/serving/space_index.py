@@ -234,9 +234,7 @@ class SpaceIndex:
             await self._heed_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
         if self._crowded:
-            async with self._step_lock:
-                await self._take_new_files()
-            self._crowded = False
+            await self._take_left_out()
         await self._embed_missing()
         if (tidied := self._tidying) is None or tidied.done():
             self._tidying = asyncio.get_running_loop().create_task(self._tidy())
@@ -371,6 +369,13 @@ class SpaceIndex:
         except InsufficientMemoryError as error:
             self._crowded = True
             self._note(error.detail)
+
+    async def _take_left_out(self) -> None:
+        """Take what there was no room for; InsufficientMemoryError while there still is none."""
+        async with self._step_lock:
+            await self._take_new_files()
+            self._crowded = False
+        await self._announce()
 
     async def _take_file(self, key: str) -> bool:
         """Add a file's vectors of live chunks; False if a merge took it away: its rows are in another one."""

@@ -277,3 +277,29 @@ async def test_an_active_space_on_a_full_node_answers_and_lags(world: World, ful
     assert await world.level(world.space("new")) == 0
     assert len(sent) == len(set(sent))
     assert (await index.info())["error"] is None
+
+
+async def test_vectors_that_are_sent_to_a_full_node_wait_in_their_file(world: World, full: Node) -> None:
+    """They are durable and not yet found; queries that want that very commit are answered nevertheless, deletes are
+    seen at once, and with room they are taken from the file, not embedded.
+    """
+    uuid = await world.create("one", "two", new=NEW)
+    space = world.space("new")
+    assert await world.level(space) == 0
+    index, collection = world.cluster.indexes[space.id], world.cluster.collection(uuid)
+    full.free_bytes = 0
+    world.cluster.models["b"].down = True  # nothing can be embedded
+    vectors = rows(2_000)
+    await collection.ingest([ChunkInput("f", i, f"text {i}", vectors={space.id: vectors[i]}) for i in range(2_000)])
+    gone = (await collection.page(0, 1))[0]
+    seq = (await collection.delete([gone.id], None)).seq
+    hits = (await index.search([Query(vectors[1_999], top_k=2_100, min_seq=seq)]))[0]
+    assert gone.text not in [hit.chunk.text for hit in hits]
+    assert {"one", "two"} - {gone.text} <= {hit.chunk.text for hit in hits}
+    known = await index.info()
+    assert known["lag"] > 0
+    await until(lambda: index._error and "more memory" in index._error)
+    full.free_bytes = ROOMY
+    async with asyncio.timeout(20):  # whoever waits is told
+        assert await index.follow(seq, 120) == 0
+    assert (await index.search([Query(vectors[1_999], top_k=1)]))[0][0].chunk.text == "text 1999"
