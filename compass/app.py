@@ -11,10 +11,9 @@ import os
 import secrets
 import socket
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import serve
 from ray.actor import ActorClass
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,6 +24,7 @@ from compass.adapters.memory import open_room
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
+from compass.rebuild.pipeline import STAGE_NICENESS
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -42,6 +42,9 @@ from compass.settings import Settings
 from compass.storage import incarnation
 from compass.storage.objects import open_objects
 from compass.storage.root import Root
+
+if TYPE_CHECKING:
+    from ray import serve
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
@@ -150,6 +153,7 @@ class RebuildProcess(RebuildRun):
     """The actor `rebuild:<space-id>`."""
 
     def __init__(self, settings: dict[str, Any], collection: str, uuid: str, space_id: str) -> None:
+        os.nice(STAGE_NICENESS)  # it embeds, too
         values = Settings(**settings)
         root, cluster = _root(values), RayCluster({}, settings)
         view = root.view(uuid)
@@ -167,6 +171,7 @@ class RebuildProcess(RebuildRun):
             objects=open_objects(values.data),
             open_stage=stages,
             actors=values.rebuild_actors,
+            local_rows=values.rebuild_local_rows,
         )
 
 
@@ -252,6 +257,8 @@ def build(args: dict[str, Any] | None = None) -> serve.Application:
         args: Settings by their names (`data`, `port`, …), as `serve_config.yaml` gives them. The API key is
             not among them: it comes from the environment of the cluster's nodes.
     """
+    from ray import serve  # here, not above: it takes half a second, and every actor imports this module
+
     given = {k: v for k, v in (args or {}).items() if k != "api_key"}
     settings = Settings(**given)
     plain = settings.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)

@@ -32,7 +32,8 @@ class Settings(BaseSettings):
     memory_reserve_bytes: int = Field(
         256_000_000, ge=-1, description="Memory of a node that spaces leave to others; -1: take what they need."
     )
-    rebuild_actors: int = Field(2, ge=1, description="Embed actors of one rebuild.")
+    rebuild_actors: int = Field(2, ge=1, description="Ray Data's embed actors of one rebuild.")
+    rebuild_local_rows: int = Field(50_000, ge=0, description="Chunks that a rebuild embeds itself meanwhile.")
 
     @field_validator("data", mode="before")
     @classmethod

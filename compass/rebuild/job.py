@@ -21,8 +21,8 @@ class RebuildJob:
         endpoints: What embeds, URLs or `builtin`; at least one.
         api_key_env: The variable that holds the endpoints' key; the space's own key goes to its own endpoint alone.
         batch_size: Texts of one request.
-        concurrency: Requests at once of each stage.
-        max_docs_per_s: The most that all stages together may embed; None for no limit.
+        concurrency: Requests at once.
+        max_docs_per_s: The most that may be embedded in a second; None for no limit.
         endpoint_timeout_s: How long work waits while no endpoint gives a good answer, before the run fails.
         max_failed: Chunks that may stay quarantined in a space that turns active.
     """
@@ -35,6 +35,11 @@ class RebuildJob:
     max_docs_per_s: float | None = None
     endpoint_timeout_s: float = 900.0
     max_failed: int = 0
+
+    @property
+    def limited(self) -> bool:
+        """Whether it may not embed as fast as it can."""
+        return self.max_docs_per_s is not None or self.concurrency is not None
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> RebuildJob:

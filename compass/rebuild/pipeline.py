@@ -1,12 +1,16 @@
-"""How descriptors reach the stages: through Ray Data, or, for a small job, without its two seconds of start.
+"""How descriptors reach the stages: in the run's own process at once, and in Ray Data's actors once they are there.
 
-Either way the results stream back as they land, in any order, and what a stage raised is raised here.
+Ray Data takes two or three seconds to start, in which one process embeds as many chunks as many a collection has. So
+the head of a job is embedded here while the actors for the rest start; a small job is all head. The results stream
+back as they land, in any order, and what a stage raised is raised here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
+import itertools
 import logging
 import os
 import pickle
@@ -19,7 +23,7 @@ from compass.rebuild.job import RebuildJob
 from compass.rebuild.plan import Descriptor
 from compass.rebuild.stage import EmbedStage, Filled, OpenStage
 
-INLINE_ROWS = 8_000  # up to here Ray Data's start costs more than its actors save
+LOCAL_ROWS = 50_000  # what one process embeds of an instant endpoint while Ray Data starts, about
 AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
 STAGE_CPUS = 0.25  # what an actor reserves: it waits for an endpoint most of the time
 CLOSE_S = 1.0
@@ -30,23 +34,66 @@ log = logging.getLogger(__name__)
 
 
 def stream(
-    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+    descriptors: Sequence[Descriptor],
+    open_stage: OpenStage,
+    job: RebuildJob,
+    attempt: str,
+    *,
+    actors: int,
+    local_rows: int,
 ) -> AsyncGenerator[Filled, None]:
-    """Fill all descriptors, yielding each as it lands; Ray Data with `actors` stages unless the job is small.
+    """Fill all descriptors, yielding each as it lands.
+
+    Args:
+        descriptors: The first ones are filled here.
+        open_stage: Opens a stage in whatever process it is called.
+        job: One with a limit on its speed or its requests is filled here alone, so that one counter sees all.
+        attempt: Of the run.
+        actors: Processes of Ray Data.
+        local_rows: Chunks that are filled here.
 
     Raises:
         CompassError: what a stage raised, or UnavailableError for a fault of the cluster.
     """
-    if sum(d.count for d in descriptors) <= INLINE_ROWS:
-        return run_inline(descriptors, open_stage, job, attempt)
-    return run_ray_data(descriptors, open_stage, job, attempt, actors)
+    head, rest = (descriptors, ()) if job.limited else _split(descriptors, local_rows)
+    if not rest:
+        return run_inline(head, open_stage, job, attempt)
+    local, remote = run_inline(head, open_stage, job, attempt), run_ray_data(rest, open_stage, job, attempt, actors)
+    return _merged(local, remote) if head else remote
+
+
+def _split(descriptors: Sequence[Descriptor], rows: int) -> tuple[Sequence[Descriptor], Sequence[Descriptor]]:
+    """The first ones, as many as `rows` allows, and the others."""
+    ends = list(itertools.accumulate(d.count for d in descriptors))
+    at = bisect.bisect_right(ends, rows)
+    return descriptors[:at], descriptors[at:]
+
+
+async def _merged(*streams: AsyncGenerator[Filled, None]) -> AsyncGenerator[Filled, None]:
+    """What several streams yield, as it comes; an error of one ends all."""
+    asked = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    try:
+        while asked:
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                stream = asked.pop(task)
+                with contextlib.suppress(StopAsyncIteration):
+                    filled = task.result()
+                    asked[asyncio.ensure_future(anext(stream))] = stream
+                    yield filled
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 async def run_inline(
     descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str
 ) -> AsyncGenerator[Filled, None]:
     """Fill the descriptors in this process, a few at once."""
-    stage = open_stage(job, attempt, 1)
+    stage = open_stage(job, attempt)
     waiting = list(reversed(descriptors))
     filling: set[asyncio.Task[Filled]] = set()
     try:
@@ -104,7 +151,7 @@ def _through_ray_data(
     Errors of a stage come back as values, not as exceptions: so they arrive as they were, whatever Ray wraps
     an exception in, and Ray prints no stack of them.
     """
-    import ray  # here, not above: a small job and a unit test never need it
+    import ray  # here, not above: the head of a job and a unit test never need it
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # a thread of its own blocks no event loop
@@ -126,7 +173,7 @@ def _through_ray_data(
             enable_true_multi_threading=True,
         ),
         num_cpus=STAGE_CPUS,
-        fn_constructor_args=(open_stage, job, attempt, size),
+        fn_constructor_args=(open_stage, job, attempt),
     )
     try:
         for row in filled.iter_rows():
@@ -141,13 +188,13 @@ def _through_ray_data(
 class RemoteStage:
     """A stage in an actor of Ray Data: threads call it, its one event loop does the work."""
 
-    def __init__(self, open_stage: OpenStage, job: RebuildJob, attempt: str, stages: int) -> None:
+    def __init__(self, open_stage: OpenStage, job: RebuildJob, attempt: str) -> None:
         os.nice(STAGE_NICENESS)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="stage", daemon=True).start()
 
         async def opened() -> EmbedStage:
-            return open_stage(job, attempt, stages)
+            return open_stage(job, attempt)
 
         self._stage = self._await(opened())
 

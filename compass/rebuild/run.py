@@ -31,7 +31,7 @@ from compass.errors import (
 from compass.rebuild.backlog import Backlog
 from compass.rebuild.fleet import Fleet
 from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState
-from compass.rebuild.pipeline import stream
+from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import Plan, read_plan
 from compass.rebuild.ports import Collection, Router, SpaceIndex
 from compass.rebuild.stage import Filled, OpenStage, StaleRunError, check_accepted
@@ -64,18 +64,20 @@ class RebuildRun:
         objects: Objects,
         open_stage: OpenStage,
         actors: int = 2,
+        local_rows: int = LOCAL_ROWS,
         clock: Clock = boot_clock,
     ) -> None:
         """Go on with the run that a crash has interrupted, if there is one; else wait for `start`.
 
         Made on a running event loop.
 
-        `actors` processes embed a job that is not small; `clock` is seconds that only grow.
+        The first `local_rows` chunks of a job are embedded in this process, the others by `actors` more; `clock` is
+        seconds that only grow.
         """
         self._name, self._space_id = collection_name, space_id
         self._collection, self._index, self._router = collection, index, router
         self._vectors, self._objects, self._open_stage = vectors, objects, open_stage
-        self._actors, self._clock = actors, clock
+        self._actors, self._local_rows, self._clock = actors, local_rows, clock
         self._record: RunRecord | None = None
         self._progress = Progress()
         self._fleet = Fleet()
@@ -244,7 +246,8 @@ class RebuildRun:
         backlog = Backlog(self._index.absorb, self._absorbed, [Filled(key, 0) for key in earlier])
         try:
             job, attempt = self._record.job, self._record.attempt
-            landing = stream(plan.descriptors, self._open_stage, job, attempt, self._actors)
+            spread = {"actors": self._actors, "local_rows": self._local_rows}
+            landing = stream(plan.descriptors, self._open_stage, job, attempt, **spread)
             async with contextlib.aclosing(landing):
                 async for filled in landing:
                     self._moved()

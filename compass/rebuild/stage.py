@@ -101,9 +101,12 @@ class EmbedStage:
 
     async def _fill(self, descriptor: Descriptor) -> Filled:
         vids, texts = await self._read(descriptor)
+        name = f"{self._attempt}-{vids[0]}"  # what is durable is in no later plan of the attempt
+        if (there := await asyncio.to_thread(self._vectors.find, name)) is not None:
+            return Filled(*there, 0, self.name, self.endpoints())  # by a stage that died before it could say so
         done = await embed_each(self._embedder, texts)
         refused = {int(vids[i]): reason for i, reason in done.refused.items()}
-        key = await asyncio.to_thread(self._keep, vids[done.rows], done.vectors, refused)
+        key = await asyncio.to_thread(self._keep, name, vids[done.rows], done.vectors, refused)
         return Filled(key, len(done.rows), len(refused), self.name, self.endpoints())
 
     def endpoints(self) -> tuple[dict[str, Any], ...]:
@@ -128,11 +131,11 @@ class EmbedStage:
         vids = rows["vid"].to_numpy().astype(np.int64, copy=False)
         return vids, await asyncio.to_thread(_texts, self._config, rows)
 
-    def _keep(self, vids: IntVector, rows: FloatMatrix, refused: dict[int, str]) -> str | None:
+    def _keep(self, name: str, vids: IntVector, rows: FloatMatrix, refused: dict[int, str]) -> str | None:
         """Make it durable: the vectors, and why the other texts have none; the key of the file."""
         check_accepted(self._vectors, self._attempt)
         self._vectors.quarantine(refused)
-        return self._vectors.append(vids, rows, run=self._attempt) if len(vids) else None
+        return self._vectors.append(vids, rows, run=self._attempt, name=name) if len(vids) else None
 
 
 def _texts(config: SpaceConfig | None, rows: pa.Table) -> list[str]:
@@ -157,7 +160,7 @@ def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
         )
 
 
-OpenStage = Callable[[RebuildJob, str, int], EmbedStage]
+OpenStage = Callable[[RebuildJob, str], EmbedStage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +180,8 @@ class StageOpener:
     timeout_s: float
     tell: Tell | None = None
 
-    def __call__(self, job: RebuildJob, attempt: str, stages: int) -> EmbedStage:
-        """One of `stages` stages that share the job's speed limit."""
+    def __call__(self, job: RebuildJob, attempt: str) -> EmbedStage:
+        """A stage of the job's `attempt`."""
         objects = open_objects(self.root)
         embedder = open_embedder(
             self.config,
@@ -190,7 +193,7 @@ class StageOpener:
             api_key_env=job.api_key_env,
             endpoint_timeout_s=job.endpoint_timeout_s,
             concurrency=job.concurrency,
-            max_docs_per_s=None if job.max_docs_per_s is None else job.max_docs_per_s / stages,
+            max_docs_per_s=job.max_docs_per_s,
         )
         return EmbedStage(
             objects,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import threading
@@ -50,24 +49,35 @@ class SpaceVectors:
         self._open: dict[str, tuple[IntVector, FloatMatrix]] = {}
         self._lock = threading.Lock()
 
-    def append(self, vids: IntVector | Sequence[int], vectors: FloatMatrix, run: str = "live") -> str:
+    def append(
+        self, vids: IntVector | Sequence[int], vectors: FloatMatrix, run: str = "live", name: str | None = None
+    ) -> str:
         """Write vectors of shape (len(vids), dims) as one file sorted by vid, and return its key.
 
-        Durable when it returns. Of a vid that is there twice the first row counts.
+        Durable when it returns. Of a vid that is there twice the first row counts. `name` is one that nothing
+        else is written under, see `find`.
 
         Raises:
             InvalidRequestError: wrong dims, NaN, infinity, a zero vector; nothing is written.
         """
         kind = GIVEN if run == GIVEN else _COMPUTED
-        key = f"{self._folder}/vec/{kind}-{uuids.uuid4().hex}.arrow"
+        key = self._key(f"{kind}-{name or uuids.uuid4().hex}")
         self._objects.write(key, self._encode(np.asarray(vids, np.int64), vectors, run))
         return key
 
     def append_given(self, seq: int, vids: IntVector, vectors: FloatMatrix) -> str:
         """Write what callers sent in commit `seq`, once: whoever comes second changes nothing."""
-        key = f"{self._folder}/vec/{GIVEN}-{seq:020d}.arrow"
+        key = self._key(f"{GIVEN}-{seq:020d}")
         self._objects.create(key, self._encode(vids, vectors, GIVEN))
         return key
+
+    def find(self, name: str) -> tuple[str, int] | None:
+        """What was appended under `name`, (key, vectors); None if nothing was, or a merge has taken it since."""
+        key = self._key(f"{_COMPUTED}-{name}")
+        try:
+            return key, len(self.read(key)[0])
+        except MissingObjectError:
+            return None
 
     def files(self) -> list[str]:
         """The keys of the files; those that callers' vectors are in come first and win.
@@ -196,22 +206,27 @@ class SpaceVectors:
         """What `read` makes of the newest snapshot's file, and its meta; None without a sound one."""
         return index_files.load(self._objects, f"{self._folder}/index", read)
 
-    def _encode(self, vids: IntVector, vectors: FloatMatrix, run: str) -> memoryview:
+    def _key(self, name: str) -> str:
+        return f"{self._folder}/vec/{name}.arrow"
+
+    def _encode(self, vids: IntVector, vectors: FloatMatrix, run: str) -> pa.Buffer:
         rows = np.ascontiguousarray(vectors, np.float32)
         why = why_unfit(rows, self.dims)
         if why is None and len(rows) != len(vids):
             why = f"{len(vids)} vids for {len(rows)} vectors"
         if why is not None:
             raise InvalidRequestError(f"vectors of space {self.space_id!r}: {why}", {"space_id": self.space_id})
-        vids, first = np.unique(vids, return_index=True)
+        if not (np.diff(vids) > 0).all():
+            vids, first = np.unique(vids, return_index=True)
+            rows = rows[first]
         batch = pa.record_batch(
-            [pa.array(vids), pa.FixedSizeListArray.from_arrays(pa.array(rows[first].ravel()), self.dims)],
+            [pa.array(vids), pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), self.dims)],
             schema=_schema(self.dims, run),
         )
-        out = io.BytesIO()
+        out = pa.BufferOutputStream()
         with pa.ipc.new_file(out, batch.schema) as file:
             file.write_batch(batch)
-        return out.getbuffer()
+        return out.getvalue()
 
     def _table(self, key: str) -> pa.Table:
         found = self._objects.read(key)

@@ -168,7 +168,7 @@ class World:
     def ingest(self, texts: Iterable[str], file_id: str = "f") -> None:
         self.store.ingest([ChunkInput(file_id, i, text) for i, text in enumerate(texts)])
 
-    def open_stage(self, job: RebuildJob, attempt: str, stages: int) -> EmbedStage:
+    def open_stage(self, job: RebuildJob, attempt: str) -> EmbedStage:
         return EmbedStage(self.objects, self.vectors, self.embedder, attempt)
 
     def new_run(self) -> RebuildRun:

@@ -66,13 +66,52 @@ async def test_inline_raises_what_the_stage_raised(job: Any) -> None:
     assert stage.closed == 1
 
 
-async def test_a_small_job_starts_no_ray(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the limit a job runs in this process, beyond it Ray Data has it."""
-    monkeypatch.setattr(pipeline, "INLINE_ROWS", 5)
-    monkeypatch.setattr(pipeline, "run_ray_data", lambda *_: "ray")
-    monkeypatch.setattr(pipeline, "run_inline", lambda *_: "inline")
-    assert stream(descriptors(2, 3), ScriptedStage, job(), "a", 2) == "inline"
-    assert stream(descriptors(2, 4), ScriptedStage, job(), "a", 2) == "ray"
+def as_named(name: str) -> Any:
+    """A stream that yields how many chunks it was given, under its name."""
+
+    async def stream(descriptors: Any, *order: Any) -> Any:
+        for descriptor in descriptors:
+            yield Filled(name, descriptor.count)
+
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("local_rows", "limits", "expected"),
+    [
+        (5, {}, {"here": [2, 3], "ray": [4]}),
+        (9, {}, {"here": [2, 3, 4]}),
+        (1, {}, {"ray": [2, 3, 4]}),
+        (5, {"max_docs_per_s": 10.0}, {"here": [2, 3, 4]}),
+        (5, {"concurrency": 1}, {"here": [2, 3, 4]}),
+    ],
+)
+async def test_the_head_of_a_job_is_filled_here(
+    job: Any, monkeypatch: pytest.MonkeyPatch, local_rows: int, limits: Any, expected: Any
+) -> None:
+    """Ray Data has what is beyond it, but nothing of a job that counts its texts or requests."""
+    monkeypatch.setattr(pipeline, "run_inline", as_named("here"))
+    monkeypatch.setattr(pipeline, "run_ray_data", as_named("ray"))
+    found: dict[str, list[int]] = {}
+    spread = {"actors": 2, "local_rows": local_rows}
+    async for filled in stream(descriptors(2, 3, 4), ScriptedStage, job(**limits), "a", **spread):
+        found.setdefault(filled.key, []).append(filled.count)
+    assert found == expected
+
+
+async def test_an_error_of_one_stream_ends_the_other(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray Data raises is raised here, and the stage of this process is closed."""
+    stage = ScriptedStage()
+
+    async def dies(*order: Any) -> Any:
+        raise UnavailableError("the cluster is gone")
+        yield
+
+    monkeypatch.setattr(pipeline, "run_ray_data", dies)
+    with pytest.raises(UnavailableError, match="gone"):
+        async for _ in stream(descriptors(60, 61), lambda *_: stage, job(), "a", actors=2, local_rows=60):
+            pass
+    assert (stage.closed, stage.at_once) == (1, 0)
 
 
 def test_a_remote_stage_answers_errors_as_values(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +119,13 @@ def test_a_remote_stage_answers_errors_as_values(job: Any, monkeypatch: pytest.M
     monkeypatch.setattr(pipeline.os, "nice", lambda by: 0)
     stage = ScriptedStage()
     opened: list[Any] = []
-    remote = RemoteStage(lambda *order: (opened.append(order), stage)[1], job(), "a", 2)
+    remote = RemoteStage(lambda *order: (opened.append(order), stage)[1], job(), "a")
     batch = {"descriptor": [pickle.dumps(d) for d in descriptors(3, 13, 4)]}
     first, error, last = [pickle.loads(r) for r in remote(batch)["result"]]
     assert (first, last) == (Filled("key-3", 3), Filled("key-4", 4))
     assert type(error) is EndpointAnswerError
     assert error.args == ("sent NaN", {"endpoint": "http://e"})
-    assert opened == [(job(), "a", 2)]
+    assert opened == [(job(), "a")]
     del remote
     assert stage.closed == 1
 

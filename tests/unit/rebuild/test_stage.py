@@ -37,6 +37,18 @@ async def test_fills_a_descriptor(world: Any) -> None:
     assert world.vectors.run_of(filled.key) == "ours"
 
 
+async def test_a_descriptor_that_is_durable_is_not_embedded_again(world: Any) -> None:
+    """A stage that died before it could say so has done the work: its successor finds the file."""
+    world.ingest(["one", "two"])
+    world.vectors.write_run(RUNNING)
+    descriptor = descriptor_of(world)
+    first = await EmbedStage(world.objects, world.vectors, world.embedder, "ours").fill(descriptor)
+    again = await EmbedStage(world.objects, world.vectors, world.embedder, "ours").fill(descriptor)
+    assert (again.key, again.count) == (first.key, 2)
+    assert world.embedder.sent["one"] == 1
+    assert world.vectors.files() == [first.key]
+
+
 @pytest.mark.parametrize(
     "record", [None, {"attempt": "another", "state": "running"}, {"attempt": "ours", "state": "cancelled"}]
 )

@@ -206,7 +206,7 @@ def _run(world: World, model: Model) -> RebuildRun:
         router=world.router,
         vectors=vectors,
         objects=objects,
-        open_stage=lambda job, attempt, stages: EmbedStage(objects, vectors, model, attempt),  # type: ignore[arg-type]
+        open_stage=lambda job, attempt: EmbedStage(objects, vectors, model, attempt),  # type: ignore[arg-type]
     )
 
 
