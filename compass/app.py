@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from compass.adapters.checked_embedder import CheckedEmbedder
 from compass.adapters.clock import boot_clock
 from compass.adapters.embedders import open_embedder
+from compass.adapters.memory import open_room
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
@@ -89,7 +90,8 @@ class IndexProcess(SpaceIndex):
             await cluster.router().identified(state.name, space_id, built_by)
 
         vectors = root.space_vectors(uuid, space_id, space.config.dims)
-        super().__init__(space, view, vectors, embedder, completed, identified)
+        room = open_room(values.memory_reserve_bytes)
+        super().__init__(space, view, vectors, embedder, completed, identified, room)
 
 
 class RouterProcess(RouterService):

@@ -24,7 +24,8 @@
     │   ├── EndpointRefusedError    422  it refuses this very input
     │   ├── EndpointAnswerError     502  it lied: wrong count, wrong dims, NaN, zeros
     │   └── EndpointForbiddenError  502  it wants a key, or is not an /embed endpoint
-    └── StorageError                500  a file is not what its checksum or schema says
+    ├── StorageError                500  a file is not what its checksum or schema says
+    └── InsufficientMemoryError     507  a space does not fit the memory that its node has
 
 Each leaf knows its HTTP status and whether a retry helps. `detail` is a sentence for a person: what was
 wrong, with which value, what to do. `fields` is what a program needs. Both are in `args`, so that an error
@@ -254,3 +255,9 @@ class StorageError(CompassError):
     """A stored file is not what its checksum or schema says."""
 
     type, title = "storage", "Damaged storage"
+
+
+class InsufficientMemoryError(CompassError):
+    """A space does not fit the memory of its node, and was left as it is. Fields: needed_bytes, free_bytes, node."""
+
+    status, type, title = 507, "insufficient-memory", "The vector space does not fit the memory"

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     grace_s: float = Field(600.0, ge=0, description="How long replaced files outlive their replacement.")
     embed_timeout_s: float = Field(60.0, gt=0, description="One request to an embedding endpoint.")
     drop_guard_s: float = Field(0.0, ge=0, description="How long a former default wants ?confirm= to be dropped.")
+    memory_reserve_bytes: int = Field(
+        256_000_000, ge=-1, description="Memory of a node that spaces leave to others; -1: take what they need."
+    )
     rebuild_actors: int = Field(2, ge=1, description="Ray Data's embed actors of one rebuild.")
     rebuild_local_rows: int = Field(200_000, ge=0, description="Chunks that a rebuild embeds itself meanwhile.")
 

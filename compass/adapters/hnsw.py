@@ -13,14 +13,13 @@ import numpy.typing as npt
 from readerwriterlock.rwlock import RWLockFair
 
 from compass.domain.chunk import FloatMatrix, IntVector
+from compass.domain.memory import FIRST_CAPACITY, GROWTH, Footprint, grown
 from compass.domain.space import SpaceConfig
 from compass.errors import StorageError
 
 Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 NICENESS = 10  # of threads that build: queries come first
-FIRST_CAPACITY = 1024
-GROWTH = 1.5
 HEADER = struct.Struct("<6Q2i3QdQ")  # of hnswlib 0.8's file: sizes and offsets, then the elements of level 0
 
 
@@ -97,9 +96,12 @@ class Graph:
 
     def memory_bytes(self) -> int:
         """About what the graph takes in memory: vectors, links, labels, locks, for the capacity it has."""
-        links = 2 * self._index.M * 4 + 4
-        row = self._config.dims * 4 + links + 8 + 40 + 64  # label, mutex, the maps' entries
-        return int(self._index.max_elements * row)
+        return self._footprint.graph_bytes(self._index.max_elements)
+
+    def growth_bytes(self, count: int) -> int:
+        """What it will take more in memory before `count` further rows are in it."""
+        after = grown(self._index.max_elements, self._index.element_count + count)
+        return self._footprint.graph_bytes(after) - self.memory_bytes()
 
     def save(self, path: Path) -> None:
         """Write the graph to one file. Adds wait; hnswlib holds the interpreter while it writes."""
@@ -129,7 +131,11 @@ class Graph:
     def _make_room(self, count: int) -> None:
         needed = self._index.element_count + count
         if needed > self._index.max_elements:
-            self._index.resize_index(max(needed, int(self._index.max_elements * GROWTH)))
+            self._index.resize_index(grown(self._index.max_elements, needed))
+
+    @property
+    def _footprint(self) -> Footprint:
+        return Footprint(self._config.dims, self._config.hnsw.m)
 
     def _mark_deleted(self, vid: int) -> bool:
         try:

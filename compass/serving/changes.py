@@ -27,6 +27,7 @@ from compass.serving.router_ports import Cluster
 log = logging.getLogger(__name__)
 
 TELL_S = 5.0  # how long an index may take to hear of its space's record, which it also reads by itself
+ASK_AGAIN_S = 1.0  # how often a log that does not answer is asked what became of a change
 OPEN_WAIT_S = 10.0  # how long a call waits for the router to have opened
 
 Update = Callable[[RoutingTable], RoutingTable]
@@ -150,7 +151,7 @@ class Changes:
                 return await self._cluster.collection(route.uuid).state(self._number)
             except UnavailableError as error:
                 log.warning("collection %s: what became of a change is not known yet: %s", route.name, error)
-                await asyncio.sleep(1)
+                await asyncio.sleep(ASK_AGAIN_S)
         raise TakenOverError("another router has taken over; it finds out what became of the change")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector
+from compass.domain.memory import Footprint
 from compass.domain.search import distances
 from compass.domain.space import Metric
 
@@ -141,7 +142,12 @@ class ExactRows:
 
     def memory_bytes(self) -> int:
         """About what the rows take in memory."""
-        return self._count * (self._dims * 4 + 8) + len(self._position) * 120
+        return Footprint(self._dims, 0).rows_bytes(self._count)
+
+    def growth_bytes(self, count: int) -> int:
+        """What they will take more in memory when they have no place for `count` further rows; else 0."""
+        blocks = -(-(self._count + count) // self._block_rows) - len(self._blocks)
+        return max(0, blocks) * Footprint(self._dims, 0).rows_bytes(self._block_rows)
 
     def _measure(self, query: FloatVector, block: FloatMatrix, offsets: IntVector) -> npt.NDArray[np.float32]:
         span = int(offsets[-1]) + 1

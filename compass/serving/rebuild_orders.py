@@ -46,7 +46,11 @@ class RebuildOrders:
         self._reaped: set[str] = set()  # space ids whose rebuild's process somebody waits to end
 
     async def start(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
-        """Start a rebuild, or go on with an interrupted one."""
+        """Start a rebuild, or go on with an interrupted one.
+
+        Raises:
+            InsufficientMemoryError: the space would not fit the memory of its index's node; nothing has changed.
+        """
         began_at = time.time()
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
@@ -68,6 +72,7 @@ class RebuildOrders:
                 await self._cluster.stop_rebuild(target.id)
             if not spec.restart:
                 await self.refuse_tainted(route, target)
+                await self._cluster.index(route.uuid, target).afford(False)
             else:
                 target = await self._restart(route, target, Note("restart", space, began_at, by))
                 route = self._changes.route(collection)
@@ -134,6 +139,7 @@ class RebuildOrders:
                 "restarting would empty it; add another space and swap",
                 {"space": target.name},
             )
+        await self._cluster.index(route.uuid, target).afford(True)
         fresh = new_space(target.name, target.config, "building", False)
         change = RestartSpace(target.id, fresh)
         await self._changes.transition(route, change, {target.name}, note, removed=frozenset({target.id}))

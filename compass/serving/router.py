@@ -237,13 +237,14 @@ class RouterService:
             answer = {"previous": route.default, "current": target.name, "epoch": route.epoch}
             if route.default == target.name:
                 return answer
-            await self._guard_swap(route, target, spec.force)
+            await self._guard_swap(route, target)
             note = Note("rollback" if spec.rollback else "swap", target.name, began_at, by, _details(route, spec))
             change = SwapDefault(route.space(None).id, route.epoch, target.id, time.time())
             await self._changes.show_next(collection, target.name)
             try:
                 if not spec.force:
                     await self._changes.reach_frontier(route, target, spec.wait_s)
+                    await self._refuse_quarantined(route, target)  # now: what it lacked may have been refused
                 state = await self._changes.transition(route, change, set(), note, default=True)
             except BaseException:
                 await self._changes.show_next(collection, None)
@@ -263,8 +264,8 @@ class RouterService:
             )
         return previous.name
 
-    async def _guard_swap(self, route: CollectionRoute, target: Space, force: bool) -> None:
-        """Refuse a target whose contents are in question."""
+    async def _guard_swap(self, route: CollectionRoute, target: Space) -> None:
+        """Refuse a target whose contents are in question; no force overrides that."""
         run = await self._cluster.find_rebuild(target.id)
         if run is not None and await run.running():
             raise RebuildRunningError(
@@ -275,7 +276,10 @@ class RouterService:
         index, config = self._cluster.index(route.uuid, target), target.config
         if config.embed_endpoint is not None:
             await index.vouch((config.embed_endpoint,), config.api_key_env)
-        known = {} if force else await index.info()
+
+    async def _refuse_quarantined(self, route: CollectionRoute, target: Space) -> None:
+        """Refuse a target that does without chunks which nobody has given up."""
+        known = await self._cluster.index(route.uuid, target).info()
         refused, accepted = known.get("quarantined", 0), known.get("accepted", 0)
         if refused > accepted:
             raise SpaceQuarantinedError(

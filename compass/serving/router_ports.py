@@ -39,6 +39,13 @@ class IndexPort(Protocol):
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""
 
+    async def afford(self, afresh: bool) -> None:
+        """Return if the index's node has the memory for every live chunk, `afresh` in place of what is held.
+
+        Raises:
+            InsufficientMemoryError: it has not.
+        """
+
     async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
 

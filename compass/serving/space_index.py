@@ -24,10 +24,11 @@ from compass.adapters.hnsw import nice_this_thread
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
 from compass.domain.embedding import Embedder
 from compass.domain.fingerprint import Examined, judged
+from compass.domain.memory import UNLIMITED, Room
 from compass.domain.progress import status_of_run
 from compass.domain.search import Hit, Query
 from compass.domain.space import BuiltBy, Space
-from compass.errors import CompassError, ConflictError
+from compass.errors import CompassError, ConflictError, InsufficientMemoryError
 from compass.serving.examining import examined
 from compass.serving.space_search import SpaceSearch
 from compass.storage.parts import MissingObjectError
@@ -57,6 +58,7 @@ class SpaceIndex:
         open_embedder: Callable[[Space], Embedder],
         completed: Callable[[], Coroutine[Any, Any, None]],
         identified: Callable[[BuiltBy], Coroutine[Any, Any, None]],
+        room: Room = UNLIMITED,
     ) -> None:
         """Open the saved graph and begin to follow.
 
@@ -67,9 +69,12 @@ class SpaceIndex:
             open_embedder: Makes the embedder of the space's own documents.
             completed: Called when a building space that callers feed has a vector for every live chunk.
             identified: Called with what the space's endpoint says of itself, where nobody has asked before.
+            room: The memory that it may take.
         """
         self._space, self._view, self._vectors = space, view, vectors
         self._open_embedder, self._completed, self._identified = open_embedder, completed, identified
+        self._room = room
+        self._crowded = False  # files are left out for want of memory
         self._embedder: tuple[Space, Embedder] | None = None
         self._search: SpaceSearch | None = None
         self._files: set[str] = set()
@@ -179,6 +184,17 @@ class SpaceIndex:
         found = await self.examine(endpoints, api_key_env)
         judged(self._space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
 
+    async def afford(self, afresh: bool) -> None:
+        """Return if a rebuild has the memory for every live chunk, `afresh` in place of what is held here.
+
+        Raises:
+            InsufficientMemoryError: it does not fit; the fields say what it needs and what is free.
+        """
+        search = await self._ready()
+        await asyncio.to_thread(self._view.refresh)
+        texts = len(await asyncio.to_thread(self._view.embeddable_vids))
+        search.require(max(texts, len(search)), afresh)
+
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
         tasks = [task for task in (self._task, self._opening, self._tidying) if task is not None]
@@ -217,6 +233,8 @@ class SpaceIndex:
         if self._run.get("state") == "running":
             await self._heed_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
+        if self._crowded:
+            await self._take_left_out()
         await self._embed_missing()
         if (tidied := self._tidying) is None or tidied.done():
             self._tidying = asyncio.get_running_loop().create_task(self._tidy())
@@ -231,10 +249,10 @@ class SpaceIndex:
         config, view = self._space.config, self._view
 
         def load(path: Path) -> SpaceSearch:
-            return SpaceSearch.load(path, config, view)
+            return SpaceSearch.load(path, config, view, self._room)
 
         saved = await asyncio.to_thread(self._vectors.load_index, load)
-        self._search = saved[0] if saved else SpaceSearch(config, view)
+        self._search = saved[0] if saved else SpaceSearch(config, view, self._room)
         self._saved_rows = len(self._search)
         self._refused = await asyncio.to_thread(self._vectors.quarantined)
         self._run = await self._read_run()
@@ -258,7 +276,7 @@ class SpaceIndex:
             if owner[0] != owner[1]:
                 await self._read_quarantine()
                 if run.get("state") != "running":
-                    await self._take_new_files()
+                    await self._take_what_fits()
                 self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
         await self._announce()
 
@@ -309,7 +327,7 @@ class SpaceIndex:
         died = set(changes.died.tolist())
         self._refused = {v: r for v, r in self._refused.items() if v not in died}
         self._newest = max(self._newest, *changes.born[-1:].tolist(), -1)
-        await self._take_new_files()
+        await self._take_what_fits()
         texts = await asyncio.to_thread(self._view.texts, changes.born[~search.held(changes.born)])
         born = np.array(sorted(v for v, text in texts.items() if has_text(text)), np.int64)
         self._missing = np.union1d(self._missing, await self._lacking(born))
@@ -324,7 +342,7 @@ class SpaceIndex:
         self._newest = int(live[-1]) if len(live) else -1
         await asyncio.to_thread(search.remove, np.setdiff1d(search.vids(), live))
         self._files.clear()  # the view may have been thrown away, and what was removed above comes back
-        await self._take_new_files()
+        await self._take_what_fits()
         alive = set(live.tolist())
         self._refused = {v: r for v, r in self._refused.items() if v in alive}
         self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
@@ -344,6 +362,21 @@ class SpaceIndex:
             if all([await self._take_file(key) for key in listed if key not in self._files]):
                 return
 
+    async def _take_what_fits(self) -> None:
+        """As `_take_new_files`; without the memory for all of it the space answers from what it has, and lags."""
+        try:
+            await self._take_new_files()
+        except InsufficientMemoryError as error:
+            self._crowded = True
+            self._note(error.detail)
+
+    async def _take_left_out(self) -> None:
+        """Take what there was no room for; InsufficientMemoryError while there still is none."""
+        async with self._step_lock:
+            await self._take_new_files()
+            self._crowded = False
+        await self._announce()
+
     async def _take_file(self, key: str) -> bool:
         """Add a file's vectors of live chunks; False if a merge took it away: its rows are in another one."""
         assert self._search is not None
@@ -351,12 +384,12 @@ class SpaceIndex:
             vids, rows = await asyncio.to_thread(self._vectors.read, key)
         except MissingObjectError:
             return False
-        if not len(vids) or int(vids[-1]) <= self._newest:
-            self._files.add(key)  # else the view has yet to reach it: look again at the next step
         new = ~self._search.held(vids)
         if new.any():
             new[new] = await asyncio.to_thread(self._alive, vids[new])
             await self._add(vids[new], rows[new])
+        if not len(vids) or int(vids[-1]) <= self._newest:
+            self._files.add(key)  # else the view has yet to reach it: look again at the next step
         return True
 
     async def _add(self, vids: IntVector, rows: FloatMatrix) -> None:
@@ -392,8 +425,10 @@ class SpaceIndex:
         return self._missing[self._missing >= bound]
 
     async def _embed_missing(self) -> None:
+        search = await self._ready()
         while len(mine := self._mine()[:EMBED_ROWS]):
             embedder = await self._embedder_now()
+            search.reserve(len(mine))  # else the same texts would be embedded again and again
             texts = await asyncio.to_thread(self._view.texts_to_embed, mine, self._space.config)
             vids = list(texts)
             done = await embed_each(embedder, [texts[v] for v in vids])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict, defaultdict
@@ -14,14 +15,17 @@ import numpy.typing as npt
 
 from compass.domain.chunk import Chunk, FloatMatrix, IntVector
 from compass.domain.filters import Filter
+from compass.domain.memory import SLICE_ROWS, UNLIMITED, Room
 from compass.domain.search import Hit, Query, scores
 from compass.domain.space import SpaceConfig, why_unfit
 from compass.errors import InvalidRequestError
 from compass.serving.exact_rows import Candidates
 from compass.serving.vector_index import VectorIndex
 
+log = logging.getLogger(__name__)
+
 SEARCH_THREADS = min(4, os.cpu_count() or 1)
-BUILD_SLICE = 1_000  # enough to keep several threads busy, and queries get in between
+BUILD_SLICE = SLICE_ROWS  # enough to keep several threads busy, and queries get in between
 EXACT_COST = 8  # a candidate of the graph costs as much as this many rows of brute force
 WIDEN = 4  # how much wider a search is asked again
 FILTER_MARGIN = 3  # a filtered search asks for this many times the rank where its last hit is expected
@@ -51,9 +55,11 @@ class SpaceSearch:
     each row that it meets needs the interpreter each time: 4 to 40 times slower than asking wider.)
     """
 
-    def __init__(self, config: SpaceConfig, view: ChunkView) -> None:
-        self._config, self._view = config, view
-        self._index = VectorIndex(config)
+    def __init__(self, config: SpaceConfig, view: ChunkView, room: Room = UNLIMITED) -> None:
+        """Begin empty; it grows only where `room` allows."""
+        self._config, self._view, self._room = config, view, room
+        self._index = VectorIndex(config, room)
+        self._cramped = False  # whether a compaction that pays does not fit
         self._changing = threading.Lock()  # adds and removals against the switch of a compaction
         self._compacting = threading.Lock()
         self._filters = _Filters(view)
@@ -78,6 +84,18 @@ class SpaceSearch:
         """About what the space takes in memory."""
         return self._index.memory_bytes()
 
+    def reserve(self, count: int) -> None:
+        """Return if there is room for so many further vectors; InsufficientMemoryError if not."""
+        self._index.reserve(count)
+
+    def require(self, rows: int, afresh: bool) -> None:
+        """Return if a space of so many vectors fits, in place of this one or grown from it.
+
+        Raises:
+            InsufficientMemoryError: it does not.
+        """
+        self._index.require(rows, afresh)
+
     def add(self, vids: IntVector, vectors: FloatMatrix) -> None:
         """Add vectors: the next search finds them. Vids that are held are ignored.
 
@@ -87,6 +105,7 @@ class SpaceSearch:
 
         Raises:
             InvalidRequestError: wrong dims, NaN, infinity, a zero vector; nothing was added.
+            InsufficientMemoryError: there is no room for them; nothing was added.
         """
         vectors = np.asarray(vectors, np.float32)
         if not len(vids):
@@ -117,9 +136,15 @@ class SpaceSearch:
             self._index.remove(np.asarray(vids, np.int64))
 
     def compact_due(self) -> bool:
-        """Whether so much of the graph is dead that building it anew pays."""
+        """Whether so much of the graph is dead that building it anew pays, and there is room to do so."""
         dead, total = self._index.worn()
-        return dead > COMPACT_ROWS and dead >= COMPACT_SHARE * total
+        if dead <= COMPACT_ROWS or dead < COMPACT_SHARE * total:
+            return False
+        cramped = not self._index.fits_twice()
+        if cramped and not self._cramped:
+            log.warning("%d of %d rows of a graph are dead, and there is no room to build it anew", dead, total)
+        self._cramped = cramped
+        return not cramped
 
     def compact(self, threads: int = 1) -> None:
         """Build the graph anew aside, from what is live, and switch; searches go on meanwhile.
@@ -127,7 +152,7 @@ class SpaceSearch:
         What is added meanwhile goes to the new tail at the switch; what is removed is removed there too.
         """
         with self._compacting:
-            new = VectorIndex(self._config)
+            new = VectorIndex(self._config, self._room)
             while len(lacking := np.setdiff1d(self._index.vids(), new.vids())) > BUILD_SLICE:
                 for start in range(0, len(lacking), BUILD_SLICE):
                     new.add(*self._index.vectors(lacking[start : start + BUILD_SLICE]))
@@ -143,14 +168,14 @@ class SpaceSearch:
         self._index.save(path)
 
     @classmethod
-    def load(cls, path: Path, config: SpaceConfig, view: ChunkView) -> SpaceSearch:
+    def load(cls, path: Path, config: SpaceConfig, view: ChunkView, room: Room = UNLIMITED) -> SpaceSearch:
         """What `save` wrote; `vids` tells what it held.
 
         Raises:
             StorageError: the file is no graph of this many dims, or cut short.
         """
-        search = cls(config, view)
-        search._index = VectorIndex.load(path, config)
+        search = cls(config, view, room)
+        search._index = VectorIndex.load(path, config, room)
         return search
 
     def search(self, queries: Sequence[Query]) -> list[list[Hit]]:

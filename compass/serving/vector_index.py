@@ -10,6 +10,7 @@ import numpy as np
 
 from compass.adapters.hnsw import Graph
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector
+from compass.domain.memory import SLICE_ROWS, UNLIMITED, Footprint, Room
 from compass.domain.space import SpaceConfig
 from compass.serving.exact_rows import Candidates, ExactRows, merge
 
@@ -25,7 +26,9 @@ class VectorIndex:
     meanwhile is met in both, never in neither.
     """
 
-    def __init__(self, config: SpaceConfig) -> None:
+    def __init__(self, config: SpaceConfig, room: Room = UNLIMITED) -> None:
+        """Begin empty; it grows only where `room` allows."""
+        self._room, self._footprint = room, Footprint(config.dims, config.hnsw.m)
         self._graph = Graph(config)
         self._rows = ExactRows(config.dims, config.metric)
         self._settled = 0
@@ -50,8 +53,42 @@ class VectorIndex:
         return self._rows.at(self._rows.positions(vids))
 
     def add(self, vids: IntVector, vectors: FloatMatrix) -> None:
-        """Put rows into the tail: the next query finds them. Vids that are held are ignored."""
+        """Put rows into the tail: the next query finds them. Vids that are held are ignored.
+
+        Raises:
+            InsufficientMemoryError: there is no room for them; nothing was added.
+        """
+        self.reserve(len(vids))
         self._rows.add(vids, vectors)
+
+    def reserve(self, count: int) -> None:
+        """Return if there is room for `count` further rows, in the tail and later in the graph.
+
+        The memory is looked at only when one of them is about to grow.
+
+        Raises:
+            InsufficientMemoryError: there is not.
+        """
+        unsettled = self._rows.end - self._settled
+        more_bytes = self._graph.growth_bytes(unsettled + count) + self._rows.growth_bytes(count)
+        self._room.require("the index of the vector space", more_bytes, self.memory_bytes())
+
+    def require(self, rows: int, afresh: bool) -> None:
+        """Return if a space of so many rows fits; `afresh`: in place of this one, else this one grows to it.
+
+        Raises:
+            InsufficientMemoryError: it does not fit.
+        """
+        whole, held = self._footprint.space_bytes(rows), self._filled_bytes()
+        what = f"a vector space of {rows} vectors of {self._footprint.dims} dims"
+        if afresh:
+            self._room.require(what, whole, 0, freed_bytes=held)
+        else:
+            self._room.require(what, whole - held, held)
+
+    def fits_twice(self) -> bool:
+        """Whether there is room for another one like it, for as long as that is built."""
+        return self._room.fits(self._footprint.space_bytes(len(self)), self._filled_bytes())
 
     def settle(self, max_rows: int, threads: int = 1, slice_rows: int = QUERIED_SLICE) -> int:
         """Move up to `max_rows` positions of the tail into the graph; how many are left."""
@@ -99,13 +136,18 @@ class VectorIndex:
         self._graph.save(path)
 
     @classmethod
-    def load(cls, path: Path, config: SpaceConfig) -> VectorIndex:
-        """What `save` wrote; StorageError if the file is not that."""
-        index = cls(config)
+    def load(cls, path: Path, config: SpaceConfig, room: Room = UNLIMITED) -> VectorIndex:
+        """What `save` wrote, whatever room there is; StorageError if the file is not that."""
+        index = cls(config, room)
         index._graph, vids, vectors = Graph.load(path, config)
-        index._rows.add(vids, vectors)
+        for start in range(0, len(vids), SLICE_ROWS):  # in one step a third copy would be there for a while
+            index._rows.add(vids[start : start + SLICE_ROWS], vectors[start : start + SLICE_ROWS])
         index._settled = index._rows.end
         return index
+
+    def _filled_bytes(self) -> int:
+        """What it has taken of the machine: pages of a graph's capacity that nobody wrote to are still free."""
+        return self._footprint.graph_bytes(self.worn()[1]) + self._rows.memory_bytes()
 
     def _settle_slice(self, stop: int, threads: int) -> None:
         vids, vectors = self._rows.at(np.arange(self._settled, stop))

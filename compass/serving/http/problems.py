@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,8 @@ def reply_to(error: CompassError) -> Reply:
     """The answer that an error prescribes; a retryable one says when to come back."""
     headers = []
     if error.retryable:
-        headers.append((b"retry-after", str(error.fields.get("retry_after", RETRY_AFTER_S)).encode()))
+        after_s = math.ceil(error.fields.get("retry_after", RETRY_AFTER_S))  # the header has whole seconds only
+        headers.append((b"retry-after", str(max(after_s, RETRY_AFTER_S)).encode()))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return problem(error.problem(), headers)

@@ -8,11 +8,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from world import World, hurried
 
 from compass.domain.chunk import Chunk, ChunkInput, has_text
 from compass.domain.collection import AddSpace, CollectionState, DropSpace, SetSpace, SwapDefault, apply
@@ -317,3 +319,10 @@ async def docs(service: FakeService, http: httpx.AsyncClient) -> FakeService:
     answer = await http.post("/collections", json={"name": "docs", "vector_spaces": spaces})
     assert answer.status_code == 201, answer.text
     return service
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A service without collections: the real parts behind the gateway, in this process."""
+    async with hurried(tmp_path) as made:
+        yield made

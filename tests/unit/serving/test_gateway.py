@@ -248,6 +248,16 @@ async def test_the_expected_epoch_vouches_for_a_bare_vector_of_an_ingest(swapped
     assert swapped.collection("docs").writes == 1
 
 
+async def test_the_expected_epoch_vouches_for_a_bare_vector_of_a_search(swapped: Any, gateway: Any) -> None:
+    """As for an ingest; it is compared for a query by text and by name, too."""
+    await ingest(gateway, {**CHUNK, "embeddings": {"fed": [1, 0, 0], "old": [1, 0, 0, 0]}})
+    found = await search(gateway, vector=[1, 0, 0], expected_epoch=2)
+    assert (found["vector_space"], found["total"]) == ("fed", 1)
+    for asked in ({"vector": [1, 0, 0]}, {"query": "a text", "vector_space": "old"}):
+        with pytest.raises(EpochMismatchError):
+            await search(gateway, **asked, expected_epoch=1)
+
+
 async def test_the_guard_can_be_switched_off(docs: Any, gateway: Any) -> None:
     """`config.bare_vectors: "follow-default"` of the collection."""
     spaces = {"a": {"dims": 3, "model": "a"}, "b": {"dims": 3, "model": "b"}}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compass import __version__
-from compass.errors import EndpointUnavailableError
+from compass.errors import EndpointUnavailableError, UnavailableError
 from compass.serving.ports import SwapSpec
 
 CHUNKS = [
@@ -37,6 +37,19 @@ async def test_ready_needs_a_lease(http: Any, docs: Any) -> None:
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert (await http.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize(("asked_s", "header"), [(0.3, "1"), (5.0, "5"), (1.2, "2")])
+async def test_retry_after_is_whole_seconds(http: Any, docs: Any, asked_s: float, header: str) -> None:
+    """The header has digits only (RFC 9110), and never asks to come back too early; the body has the exact time."""
+
+    async def search(queries: Any) -> Any:
+        raise UnavailableError("restarting", {"retry_after": asked_s})
+
+    docs.index("docs", "old").search = search
+    answer = await http.post("/collections/docs/search", json={"query": "x"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, header)
+    assert answer.json()["retry_after"] == asked_s
 
 
 async def test_ready_needs_every_default_space(http: Any, docs: Any) -> None:

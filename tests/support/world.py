@@ -1,0 +1,262 @@
+"""A service in one process: the real router, collections, indexes and gateways' tables; no Ray, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compass.adapters.builtin_model import HashingModel
+from compass.adapters.clock import boot_clock
+from compass.domain.chunk import ChunkInput
+from compass.domain.embedding import ServerInfo
+from compass.domain.memory import UNLIMITED
+from compass.domain.search import Query
+from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.errors import EndpointUnavailableError
+from compass.serving.collection import CollectionService
+from compass.serving.ports import CollectionSpec
+from compass.serving.publisher import Publisher
+from compass.serving.route_table import RouteTable
+from compass.serving.router import RouterService
+from compass.serving.space_index import SpaceIndex
+from compass.storage import incarnation
+from compass.storage.objects import LocalObjects
+from compass.storage.root import Root
+
+LEASE_S = 4.0
+DIMS = 16
+OLD, NEW = SpaceConfig(DIMS, "a", "http://a"), SpaceConfig(DIMS, "b", "http://b")
+
+
+class Model:
+    """An endpoint: the built-in model, or an error while it is down."""
+
+    def __init__(self, name: str) -> None:
+        self._model = HashingModel(name, DIMS)
+        self.down = False
+        self.says: ServerInfo | None = None  # until a test is about it: a record of it would be one more commit
+
+    async def describe(self) -> list[ServerInfo]:
+        if self.down or self.says is None:
+            raise EndpointUnavailableError("the endpoint is down")
+        return [self.says]
+
+    async def embed(self, texts: Any) -> Any:
+        if self.down:
+            raise EndpointUnavailableError("the endpoint is down")
+        return self._model.embed(texts)
+
+    async def close(self) -> None:
+        return None
+
+
+class FakeRebuild:
+    """A rebuild that runs until a test ends it."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.runs = False
+        self.hangs = False
+
+    async def start(self, job: dict[str, Any]) -> None:
+        self.jobs.append(job)
+        self.runs = True
+
+    async def cancel(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        self.runs = False
+
+    async def running(self) -> bool:
+        return self.runs
+
+
+class Faulty:
+    """A port whose methods a test replaces; all others go to the real one."""
+
+    def __init__(self, real: Any, **methods: Any) -> None:
+        self._real, self._methods = real, methods
+
+    def __getattr__(self, name: str) -> Any:
+        return self._methods.get(name) or getattr(self._real, name)
+
+
+class FakeCluster:
+    """The actors as objects of this process, over one root; what is stopped is started when it is asked again."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.models = {"a": Model("a"), "b": Model("b")}
+        self.collections: dict[str, CollectionService] = {}
+        self.indexes: dict[str, SpaceIndex] = {}
+        self.rebuilds: dict[str, FakeRebuild] = {}
+        self.ended_rebuilds: list[str] = []
+        self.wrap_collection: Callable[[Any], Any] = lambda real: real
+        self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
+        self.router: RouterService | None = None
+        self.room = UNLIMITED
+
+    def collection(self, uuid: str) -> Any:
+        if uuid not in self.collections:
+            store = self.root.open(uuid, grace_s=0.0)
+            self.collections[uuid] = CollectionService(store, 3_600, incarnation.latest(self.root.objects))
+        return self.wrap_collection(self.collections[uuid])
+
+    def index(self, uuid: str, space: Space) -> Any:
+        if space.id not in self.indexes:
+            view = self.root.view(uuid)
+            view.refresh()
+            recorded = view.state().by_id(space.id)
+
+            async def completed() -> None:
+                assert self.router is not None
+                await self.router.activate(view.state().name, space.id)
+
+            async def identified(built_by: BuiltBy) -> None:
+                assert self.router is not None
+                await self.router.identified(view.state().name, space.id, built_by)
+
+            vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
+            models = lambda space: self.models[space.config.model]  # noqa: E731 - a port
+            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, models, completed, identified, self.room)
+        return self.wrap_index(self.indexes[space.id], space)
+
+    def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
+        return self.rebuilds.setdefault(space.id, FakeRebuild())
+
+    async def find_rebuild(self, space_id: str) -> Any:
+        return self.rebuilds.get(space_id)
+
+    async def stop_collection(self, uuid: str) -> None:
+        if uuid in self.collections:
+            await self.collections.pop(uuid).close()
+
+    async def stop_index(self, space_id: str) -> None:
+        if space_id in self.indexes:
+            await self.indexes.pop(space_id).close()
+
+    async def stop_rebuild(self, space_id: str) -> None:
+        if self.rebuilds.pop(space_id, None) is not None:
+            self.ended_rebuilds.append(space_id)
+
+    async def close(self) -> None:
+        for space_id in list(self.indexes):
+            await self.stop_index(space_id)
+        for uuid in list(self.collections):
+            await self.stop_collection(uuid)
+
+
+class World:
+    """A router, two gateways that poll it, and the actors behind them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = Root(LocalObjects(folder / "data"), folder / "cache")
+        self.cluster = FakeCluster(self.root)
+        self.tables: list[RouteTable] = []
+        self._polling: list[asyncio.Task[None]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A router and its gateways; the one before has ended after all its gateways."""
+        self.publisher = Publisher(incarnation.claim(self.root.objects), LEASE_S, boot_clock, True, drain_s=1.0)
+        self.router = RouterService(self.root, self.cluster, self.publisher)
+        self.cluster.router = self.router
+        router = self.router
+        self.tables = [
+            RouteTable(name, lambda ack, name=name: router.poll(name, ack), boot_clock, LEASE_S)  # type: ignore[misc]
+            for name in ("g1", "g2")
+        ]
+        self._polling = [asyncio.create_task(table.run()) for table in self.tables]
+
+    async def end(self) -> None:
+        for task in self._polling:
+            task.cancel()
+        await self.router.close()
+
+    async def close(self) -> None:
+        await self.end()
+        await self.cluster.close()
+
+    async def create(self, *chunks: str, **spaces: SpaceConfig) -> str:
+        """The collection `docs` with the default `old` and these spaces beside it; its uuid."""
+        await self.router.create_collection(CollectionSpec("docs", {"old": OLD, **spaces}, "old"))
+        await self.ingest(*chunks)
+        return self.route().uuid
+
+    async def ingest(self, *texts: str) -> int:
+        chunks = [ChunkInput(text, 0, text) for text in texts]
+        seq = (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
+        return int(seq)
+
+    def route(self) -> Any:
+        """The route of `docs`, on which all gateways must agree."""
+        first, second = (table.table.route("docs") for table in self.tables)
+        assert first == second == self.publisher.table.route("docs")
+        return first
+
+    def space(self, name: str) -> Space:
+        space: Space = self.route().spaces[name]
+        return space
+
+    def folder_of(self, space: Space, uuid: str) -> Path:
+        return self.folder / "data" / uuid / "spaces" / space.id
+
+    async def level(self, space: Space) -> int:
+        """Wait until a space has all that was written; how many chunks it lacks after all."""
+        for store in [service._store for service in self.cluster.collections.values()]:
+            if space.id in store.state.spaces:
+                return int(await self.cluster.indexes[space.id].follow(store.seq, 5))
+        return await self.cluster.indexes[space.id].follow(0, 5)
+
+    async def found(self, text: str, name: str | None = None) -> list[str]:
+        """The texts that a query finds, best first, through a gateway's table."""
+        async with self.tables[0].route("docs", name) as routed:
+            vector = (await self.cluster.models[routed.space.config.model].embed([text]))[0]
+            index = self.cluster.indexes[routed.space.id]
+            await self.level(routed.space)
+            hits = (await index.search([Query(vector, top_k=5)]))[0]
+        return [hit.chunk.text for hit in hits]
+
+
+@asynccontextmanager
+async def hurried(folder: Path) -> AsyncIterator[World]:
+    """A service without collections; nothing in it waits for long."""
+    waits = {"router.CATCH_UP_S": 0.3, "opening.TEND_S": 0.05, "rebuild_orders.REAP_S": 0.02}
+    waits |= {
+        "rebuild_orders.CANCEL_S": 0.1,
+        "changes.ASK_AGAIN_S": 0.05,
+        "space_index.POLL_S": 0.02,
+        "space_index.RETRY_S": 0.05,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in waits.items():
+            patch.setattr(f"compass.serving.{name}", seconds)
+        made = World(folder)
+        try:
+            yield made
+        finally:
+            await made.close()
+
+
+async def until(condition: Callable[[], Any], wait_s: float = 10.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
+
+
+def raises(error: Exception) -> Any:
+    """A method that raises."""
+
+    async def method(*args: Any) -> Any:
+        raise error
+
+    return method
