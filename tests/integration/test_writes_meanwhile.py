@@ -118,6 +118,19 @@ def test_what_turns_active_is_what_lives(service: Any, http: httpx.Client, name:
         rate = sum(sum(w.written.values()) for w in writers) / (time.monotonic() - began)
         print(f"{rate:.0f} writes a second")
         assert _status(http, base)["status"] == "building"
+        shown = http.get("/metrics").text.splitlines()
+        labels = f'{{collection="{name}",space="new"}}'
+        assert f"compass_rebuild_running{labels} 1.0" in shown
+        share = next(
+            float(line.split()[-1]) for line in shown if line.startswith(f"compass_rebuild_progress_ratio{labels}")
+        )
+        docs = next(
+            float(line.split()[-1])
+            for line in shown
+            if line.startswith("compass_rebuild_endpoint_docs{") and name in line
+        )
+        assert 0 < share < 1
+        assert docs > 0
         enough.set()
         wait_until(lambda: _status(http, base)["status"] == "active", 60, "the activation")
         swapped = http.put(f"{base}/default-vector-space", json={"name": "new", "wait_s": 20})
