@@ -9,7 +9,9 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import socket
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -45,6 +47,9 @@ from compass.storage.root import Root
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
 QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
+# A rebuild starts a handful of processes, Ray Data's among them, which inherit this: importing everything, each would
+# take a core from the queries for a second or two, before it could make itself nice.
+NICED = f"nice -n 5 {shlex.quote(sys.executable)}"
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +177,7 @@ ACTORS: dict[str, ActorClass[Any]] = {
     "router": ray.remote(RouterProcess),
     "collection": ray.remote(CollectionProcess),
     "index": ray.remote(IndexProcess),
-    "rebuild": ray.remote(RebuildProcess),
+    "rebuild": ray.remote(runtime_env={"py_executable": NICED})(RebuildProcess),
 }
 
 

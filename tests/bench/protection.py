@@ -105,9 +105,8 @@ async def _of_kind(
         for _ in range(args.rounds):
             end = time.perf_counter() + args.seconds
             await queries(before, lambda end=end: time.perf_counter() > end)  # type: ignore[misc]
-            await collection.rebuild("next", endpoint, restart=next(rebuilds) > 0)
             started = time.perf_counter()
-            rebuild = asyncio.create_task(_rebuilt(collection))
+            rebuild = asyncio.create_task(_rebuilt(collection, endpoint, restart=next(rebuilds) > 0))
             await queries(during, rebuild.done)
             await rebuild
             took_s.append(time.perf_counter() - started)
@@ -166,7 +165,8 @@ async def _rest(queries: Callable[..., Any]) -> None:
         best = min(best, now)
 
 
-async def _rebuilt(collection: DemoCollection) -> None:
+async def _rebuilt(collection: DemoCollection, endpoint: str, *, restart: bool) -> None:
+    await collection.rebuild("next", endpoint, restart=restart)
     async for _ in collection.rebuilding("next", TIMEOUT_S):
         pass
 
