@@ -87,9 +87,10 @@ def test_the_bulk_survives_the_death_of_one_and_of_all(new_service: Any, wait_un
         assert len(kept) > CHUNKS / 4
 
         service.start()
-        wait_until(lambda: status(http).get("status") == "active", 90, "the activation")
-        end = status(http)
-        assert (end["run"]["state"], end["embedded"], end["failed"]) == ("done", CHUNKS, 0)
+        end = wait_until(
+            lambda: (s := status(http)) and s["run"]["state"] != "running" and s, 90, "the end of the run"
+        )
+        assert (end["status"], end["run"]["state"], end["embedded"], end["failed"]) == ("active", "done", CHUNKS, 0)
         assert end["run"]["job_id"] == order.json()["job_id"]
         for at, kept in deaths:
             assert {text for time_s, text in arrived if time_s > at} & kept == set()
