@@ -9,7 +9,9 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import socket
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,6 @@ from compass.adapters.memory import open_room
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
-from compass.rebuild.pipeline import STAGE_NICENESS
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
 QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
+# A rebuild starts a handful of processes, Ray Data's among them, which inherit this: importing everything, each would
+# take a core from the queries for a second or two, before it could make itself nice.
+NICED = f"nice -n 5 {shlex.quote(sys.executable)}"
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +157,6 @@ class RebuildProcess(RebuildRun):
     """The actor `rebuild:<space-id>`."""
 
     def __init__(self, settings: dict[str, Any], collection: str, uuid: str, space_id: str) -> None:
-        os.nice(STAGE_NICENESS)  # it embeds, too
         values = Settings(**settings)
         root, cluster = _root(values), RayCluster({}, settings)
         view = root.view(uuid)
@@ -179,7 +182,7 @@ ACTORS: dict[str, ActorClass[Any]] = {
     "router": ray.remote(RouterProcess),
     "collection": ray.remote(CollectionProcess),
     "index": ray.remote(IndexProcess),
-    "rebuild": ray.remote(RebuildProcess),
+    "rebuild": ray.remote(runtime_env={"py_executable": NICED})(RebuildProcess),
 }
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 LOCK_FILE = "serve.lock"  # held while the service lives, by the kernel's word; names its process
 TELL_S = 10.0  # how often a long start says that it goes on
 STOP_S = 30.0
+NOWHERE = "http://127.0.0.1:9"  # the port of `discard`, where nobody listens
 KILL_S = 15.0
 
 
@@ -55,9 +56,10 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
     settings.data.mkdir(parents=True, exist_ok=True)
     held = _hold(settings)
     strangers = set(psutil.Process().children(recursive=True))
-    # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, nothing leaves
-    # the network, and a search must not wait for threads that the builder keeps busy.
-    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0", OPENBLAS_NUM_THREADS="1")
+    # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, and a search must
+    # not wait for threads that the builder keeps busy.
+    os.environ.update(RAY_worker_niceness="0", OPENBLAS_NUM_THREADS="1")
+    keep_to_ourselves(os.environ)
     import ray
     from ray import serve
 
@@ -90,6 +92,18 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         _see_off(family)
         held.release()
         say("stopped")
+
+
+def keep_to_ourselves(environment: MutableMapping[str, str]) -> None:
+    """Let nothing that Ray does by itself leave the network: what it starts with this environment obeys.
+
+    Its metrics would go through a proxy of the environment, though they go to this machine. Its dashboard asks the
+    metadata services of three clouds where it runs, whether usage statistics are on or off; nothing keeps it from
+    that but a proxy that leads nowhere, which only the library that it asks with looks for in capital letters.
+    """
+    for name in [name for name in environment if name.lower().endswith("_proxy")]:
+        del environment[name]
+    environment.update(RAY_USAGE_STATS_ENABLED="0", HTTP_PROXY=NOWHERE, NO_PROXY="localhost,127.0.0.1,::1")
 
 
 def wait_for_signal() -> None:

@@ -29,7 +29,7 @@ class Head:
         self.dashboard = next(ports)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("COMPASS_", "RAY_"))}
         self.env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-        self.env |= {"PYTHONPATH": str(CONFIG.parent)}
+        self.env |= {"RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9", "PYTHONPATH": str(CONFIG.parent)}
         port = next(ports)
         command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
         command += [f"--dashboard-port={self.dashboard}", f"--dashboard-agent-listen-port={next(ports)}"]
