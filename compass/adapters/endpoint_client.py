@@ -177,6 +177,7 @@ class EndpointClient:
                 raise self._failure(answer, len(texts))
             if arrived is not None:
                 arrived()
+                await asyncio.sleep(0)  # what it has set off is sent before these rows take their time
             rows = self._read_rows(answer.body, len(texts))
             counted = answer.headers.get("x-compute-tokens", "")
             self.tokens += int(counted) if counted.isascii() and counted.isdigit() else 0
