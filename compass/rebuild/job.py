@@ -25,6 +25,9 @@ class RebuildJob:
         max_docs_per_s: The most that all stages together may embed; None for no limit.
         endpoint_timeout_s: How long work waits while no endpoint gives a good answer, before the run fails.
         max_failed: Chunks that may stay quarantined in a space that turns active.
+        cost_per_million_tokens: What the endpoints cost by the token.
+        cost_per_hour: What each of them costs by the hour.
+        budget: The most that the run may spend, by one of these two; None for no limit.
     """
 
     job_id: str
@@ -35,6 +38,9 @@ class RebuildJob:
     max_docs_per_s: float | None = None
     endpoint_timeout_s: float = 900.0
     max_failed: int = 0
+    cost_per_million_tokens: float | None = None
+    cost_per_hour: float | None = None
+    budget: float | None = None
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> RebuildJob:
@@ -54,6 +60,7 @@ class RunRecord:
         fleet: How the endpoints do, as `FleetEmbedder.endpoints` says it, over all stages.
         waiting: Why nothing goes on, while no endpoint answers.
         stalled_s: How long nothing has landed, when that is alarming.
+        spending: What the account says, see `Account.to_json`; None where the order names no price.
         tainted: Whether the model was found changed after vectors of it had landed; only a restart helps then.
     """
 
@@ -70,7 +77,13 @@ class RunRecord:
     fleet: tuple[dict[str, Any], ...] = ()
     stalled_s: float | None = None
     waiting: str | None = None
+    spending: dict[str, Any] | None = None
     tainted: bool = False
+
+    @property
+    def spent(self) -> float:
+        """The most that the run may have spent so far."""
+        return float(self.spending["at_most"]) if self.spending else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields of the job beside those of the run."""
