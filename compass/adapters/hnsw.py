@@ -29,6 +29,30 @@ def nice_this_thread() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
+def graph_bytes(config: SpaceConfig, capacity: int) -> int:
+    """About what a graph of so many rows takes in memory: vectors, links, labels, locks."""
+    links = 2 * config.hnsw.m * 4 + 4
+    row = config.dims * 4 + links + 8 + 40 + 64  # label, mutex, the maps' entries
+    return capacity * row
+
+
+def capacity_for(rows: int, slice_rows: int) -> int:
+    """The capacity that a graph has once it has grown to so many rows, slice by slice."""
+    capacity = FIRST_CAPACITY
+    while capacity < rows:
+        needed = (capacity // slice_rows + 1) * slice_rows
+        capacity = max(min(needed, rows), int(capacity * GROWTH))
+    return capacity
+
+
+def saved_bytes(config: SpaceConfig, rows: int) -> int:
+    """About the size of the file of a graph: each row, and the upper levels that one in M rows is in."""
+    m = config.hnsw.m
+    row = config.dims * 4 + (2 * m * 4 + 4) + 8 + 4  # links, label, the size of the upper levels
+    upper = (4 * m + 4) / (m - 1)
+    return HEADER.size + round(rows * (row + upper))
+
+
 class Graph:
     """Approximate nearest neighbours by vid; thread-safe.
 
@@ -96,10 +120,8 @@ class Graph:
         return vids.view(np.int64), distances
 
     def memory_bytes(self) -> int:
-        """About what the graph takes in memory: vectors, links, labels, locks, for the capacity it has."""
-        links = 2 * self._index.M * 4 + 4
-        row = self._config.dims * 4 + links + 8 + 40 + 64  # label, mutex, the maps' entries
-        return int(self._index.max_elements * row)
+        """About what the graph takes in memory, for the capacity it has."""
+        return graph_bytes(self._config, int(self._index.max_elements))
 
     def save(self, path: Path) -> None:
         """Write the graph to one file. Adds wait; hnswlib holds the interpreter while it writes."""

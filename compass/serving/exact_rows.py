@@ -36,6 +36,11 @@ class Candidates:
         return Candidates(self.vids[:count], self.distances[:count], self.complete and count >= len(self.vids))
 
 
+def rows_bytes(dims: int, rows: int, held: int) -> int:
+    """About what so many rows take in memory, `held` of which are not removed."""
+    return rows * (dims * 4 + 8) + held * 120
+
+
 def merge(one: Candidates, other: Candidates, count: int) -> Candidates:
     """The nearest `count` of both; a row that is in both counts once."""
     vids = np.concatenate([one.vids, other.vids])
@@ -141,7 +146,7 @@ class ExactRows:
 
     def memory_bytes(self) -> int:
         """About what the rows take in memory."""
-        return self._count * (self._dims * 4 + 8) + len(self._position) * 120
+        return rows_bytes(self._dims, self._count, len(self._position))
 
     def _measure(self, query: FloatVector, block: FloatMatrix, offsets: IntVector) -> npt.NDArray[np.float32]:
         span = int(offsets[-1]) + 1
