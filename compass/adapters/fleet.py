@@ -110,9 +110,12 @@ class FleetEmbedder:
 
         Raises:
             EndpointRefusedError: a text is refused for itself; see `embed_each`.
+            BudgetSpentError: the meter did not let all of them go.
             EmbeddingError: as `embed_each`.
         """
         done = await self.embed_each(texts)
+        if done.stopped is not None:
+            raise done.stopped
         if done.refused:
             row, reason = min(done.refused.items())
             raise EndpointRefusedError(f"text {row}: {reason}", {"row": row})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from compass.domain.progress import Progress
+from compass.errors import SpaceQuarantinedError
 
 RunState = Literal["running", "done", "failed", "cancelled"]
 EVERY_VID = 2**63 - 1
@@ -97,3 +98,17 @@ class RunRecord:
         named = {f.name: data[f.name] for f in fields(RunRecord) if f.name in data}
         progress, fleet = Progress.from_json(data["progress"]), tuple(data["fleet"])
         return RunRecord(**{**named, "job": RebuildJob.of(data), "progress": progress, "fleet": fleet})
+
+
+def check_quarantine(refused: int, allowed: int) -> None:
+    """Return if a run may end well with so many refused chunks.
+
+    Raises:
+        SpaceQuarantinedError: they are more than the order allows.
+    """
+    if refused > allowed:
+        raise SpaceQuarantinedError(
+            f"{refused} chunks quarantined: their texts are refused for themselves, see the space's quarantine. "
+            f"Rebuild again to retry just these, with max_failed: {refused} to do without them",
+            {"quarantined": refused, "max_failed": allowed},
+        )

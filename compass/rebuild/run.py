@@ -25,12 +25,11 @@ from compass.errors import (
     FingerprintMismatchError,
     RebuildRunningError,
     SpaceLagsError,
-    SpaceQuarantinedError,
     UnavailableError,
 )
 from compass.rebuild.backlog import Backlog
 from compass.rebuild.fleet import Fleet
-from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState
+from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState, check_quarantine
 from compass.rebuild.ledger import Ledger
 from compass.rebuild.pipeline import stream
 from compass.rebuild.plan import Plan, read_plan
@@ -286,23 +285,12 @@ class RebuildRun:
             await self._count()
             if not lag:
                 await self._vouch()
-                self._check_quarantine()
+                check_quarantine(self._progress.failed, self._record.job.max_failed)
                 if await self._activated():
                     return
             if self._idle_s() > self._record.job.endpoint_timeout_s:
                 reason = (await self._index.info()).get("error") or "its follower gets nowhere"
                 raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
-
-    def _check_quarantine(self) -> None:
-        """Refuse to end well with more refused chunks than the order allows."""
-        assert self._record is not None
-        refused, allowed = self._progress.failed, self._record.job.max_failed
-        if refused > allowed:
-            raise SpaceQuarantinedError(
-                f"{refused} chunks quarantined: their texts are refused for themselves, see the space's quarantine. "
-                f"Rebuild again to retry just these, with max_failed: {refused} to do without them",
-                {"quarantined": refused, "max_failed": allowed},
-            )
 
     async def _activated(self) -> bool:
         try:

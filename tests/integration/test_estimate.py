@@ -19,7 +19,7 @@ MODEL, DIMS, CHUNKS = "words-b", 64, 1_500
 
 
 @pytest.fixture
-def base(http: httpx.Client, name: str) -> str:
+def base(http: httpx.Client, name: str, wait_until: Any) -> str:
     """A collection of 1,500 chunks of five words with a space `new` beside its default; its path."""
     path = f"/collections/{name}"
     space = {"dims": 32, "model": "m", "embed_endpoint": "builtin"}
@@ -27,6 +27,8 @@ def base(http: httpx.Client, name: str) -> str:
     rows = [{"file_id": "f", "chunk_index": i, "text": f"chunk {i} tells of subject{i % 50}"} for i in range(CHUNKS)]
     assert http.post(f"{path}/ingest", json={"chunks": rows, "wait_s": 0}).status_code == 200
     assert http.post(f"{path}/vector-spaces", json={"name": "new", "dims": DIMS, "model": MODEL}).status_code == 201
+    old = lambda: http.get(path).json()["vector_spaces"]["old"]  # noqa: E731
+    wait_until(lambda: "fingerprint" in old(), 30, "the commit of who has built the default")
     return path
 
 
@@ -117,3 +119,28 @@ def test_a_budget_ends_the_run_and_a_greater_one_goes_on(http: httpx.Client, bas
         found = wait_until(ended, 60, "the end of the rebuild")
         assert (found["run"]["state"], found["status"]) == ("done", "active"), json.dumps(found)
         assert found["cost"]["spent"] == 5 * (CHUNKS - kept)
+
+
+def test_a_killed_run_forgets_no_spending(service: Any, http: httpx.Client, base: str, wait_until: Any) -> None:
+    """Kill -9 of the rebuild's process: the same run goes on, with the account that it had, and keeps its budget."""
+    rebuild, status = f"{base}/vector-spaces/new/rebuild", f"{base}/vector-spaces/new/status"
+    words, budget = [0], 7_000.0
+
+    def reply(texts: list[str]) -> None:
+        if texts != ["hello world"]:
+            words[0] += sum(len(text.split()) for text in texts)
+
+    def ended() -> Any:
+        found = http.get(status).json()
+        return found if found["run"]["state"] != "running" else None
+
+    with served(MODEL, DIMS, reply=reply, docs_per_s=400) as server:
+        order = {"embed_endpoint": server.url, "cost_per_million_tokens": 1_000_000.0, "budget": budget}
+        job_id = http.post(rebuild, json={**order, "concurrency": 4, "batch_size": 8}).json()["job_id"]
+        wait_until(lambda: words[0] > 1_000, 30, "the first thousand tokens")
+        before = words[0]
+        assert service.kill("RebuildProcess") == 1
+        found = wait_until(ended, 60, "the end of the budget")
+    assert (found["run"]["state"], found["run"]["job_id"]) == ("failed", job_id)
+    assert "the budget is spent" in found["error"]
+    assert before < words[0] <= found["cost"]["spent"] <= budget
