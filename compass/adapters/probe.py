@@ -19,6 +19,9 @@ from compass.errors import CompassError, EndpointUnavailableError
 
 MEASURE_S, MEASURE_DOCS = 3.0, 128  # a measure goes on until it has both, or its time or its texts are over
 WARM_UP = 4  # texts of the first request, whose time is not counted: a model may be loaded by it
+EXTREMES = 2  # a longest and a shortest text, asked for at the end: one that is refused makes a fleet cautious
+FEW = 64  # texts that are measured in any order
+LAST_S = 5.0  # for those two
 DOWN_S = 2.0  # an endpoint that is down for so long is told as down
 LOOK_S = 0.1
 SHARES = 4  # of the time that is left: no request may take longer, as far as can be known
@@ -31,7 +34,7 @@ class Probe:
     Attributes:
         name: The endpoint without secrets.
         embedder: Of this endpoint alone.
-        texts: In the order of the sample; a longest and a shortest one first.
+        texts: In the order of the sample; the longest and the shortest one first.
         deadline_s: Seconds from now that it may take; what was answered until then counts.
     """
 
@@ -52,6 +55,7 @@ class Probe:
     async def run(self) -> Probed:
         """Measure, and tell; what goes wrong at the endpoint is told, not raised."""
         self._began_s, fault = time.monotonic(), None
+        self._next = EXTREMES if len(self.texts) >= FEW else 0
         try:
             self._send(WARM_UP)
             while self._waiting:
@@ -59,11 +63,11 @@ class Probe:
                 if self._is_enough():
                     break
                 self._feed()
+            await self._ask_extremes()
         except CompassError as error:
             fault = {"type": error.type, "detail": error.detail}
         finally:
-            for task in self._waiting:
-                task.cancel()
+            self._drop()
             await asyncio.gather(*self._waiting, return_exceptions=True)
         return self._told(fault)
 
@@ -81,6 +85,26 @@ class Probe:
             self._waiting[asyncio.create_task(embed_each(self.embedder, texts))] = self._next
             self._next += len(texts)
 
+    async def _ask_extremes(self) -> None:
+        """Find out whether it takes the longest text; an endpoint that is too slow for that is not told on."""
+        self._drop()
+        if len(self.texts) < FEW or len(self._answers) == 0:
+            return
+        try:
+            async with asyncio.timeout(LAST_S):
+                self._take(0, await embed_each(self.embedder, self.texts[:EXTREMES]))
+        except TimeoutError:
+            return
+
+    def _drop(self) -> None:
+        for task in self._waiting:
+            task.cancel()
+
+    def _take(self, start: int, embedded: Embedded) -> None:
+        self.vectors.append(embedded.vectors)
+        self._taken += [start + row for row in embedded.rows]
+        self._refused |= {start + row: why for row, why in embedded.refused.items()}
+
     async def _land(self) -> None:
         """Take what has been answered, or look after the endpoint while nothing is."""
         done, _ = await asyncio.wait(self._waiting, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -90,11 +114,8 @@ class Probe:
         for task in done:
             start = self._waiting.pop(task)
             embedded = task.result()
-            self.vectors.append(embedded.vectors)
-            self._taken += [start + row for row in embedded.rows]
-            self._refused |= {start + row: why for row, why in embedded.refused.items()}
-            docs = len(embedded.rows) + len(embedded.refused)
-            self._answers.append(Answer(now_s, docs))
+            self._take(start, embedded)
+            self._answers.append(Answer(now_s, len(embedded.rows) + len(embedded.refused)))
             self._allow(now_s)
 
     def _allow(self, now_s: float) -> None:

@@ -35,11 +35,14 @@ def show(report: Report, space: str, console: Console | None = None) -> None:
 
 
 def _endpoints(report: Report) -> Table:
-    table = Table("endpoint", "docs/s", "tokens/s", "batch", "state", box=None)
+    table = Table(box=None)
+    for name in ("endpoint", "docs/s", "tokens/s", "batch", ""):
+        table.add_column(name, no_wrap=True, overflow="fold" if name == "endpoint" else "ellipsis")
     for one in report["endpoints"]:
-        state = one["error"] or ("answers" if one["docs_per_s"] else "was not asked")
-        speeds = (_span(one["docs_per_s"], _number), _span(one["tokens_per_s"], _number))
-        table.add_row(escape(one["url"]), *speeds, str(one["batch_size"] or ""), escape(state))
+        state = "fails" if one["error"] else "answers" if one["docs_per_s"] else "was not asked"
+        tokens = _number(one["tokens_per_s"]["estimate"]) if one["tokens_per_s"] else "unknown"
+        speed = _span(one["docs_per_s"], _number)
+        table.add_row(escape(one["url"]), speed, tokens, str(one["batch_size"] or ""), state)
     return table
 
 

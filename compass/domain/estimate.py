@@ -21,6 +21,7 @@ from compass.domain.spending import Price, guessed_tokens
 GOLDEN = 0.6180339887498949  # its multiples, less their whole parts, fill 0..1 evenly, however many there are
 BLOCKS = 5  # that the answers are cut into, to see how steady an endpoint is
 UNSTEADY = 0.1  # of a speed that was measured for some seconds, at least
+WILD = 0.9  # of one that rests on a single answer
 ROUGH = 0.5  # of one that rests on very few answers
 TOKENS_OFF = 0.1  # of tokens that a server counted in a sample
 GUESSED_LOW, GUESSED_HIGH = 0.5, 2.0  # times the tokens that were guessed from characters
@@ -102,7 +103,7 @@ class Probed:
 
     @property
     def docs_per_s(self) -> Span | None:
-        """The speed while several requests were in flight; None without two answers."""
+        """The speed while several requests were in flight; None without an answer."""
         return speed(self.answers)
 
     @property
@@ -195,9 +196,14 @@ def sample_order(lengths: IntVector, most: int) -> IntVector:
 
 
 def speed(answers: Sequence[Answer]) -> Span | None:
-    """Texts a second between the first answer and the last; None without two that lie apart."""
-    if len(answers) < 2 or answers[-1].at_s <= answers[0].at_s:
+    """Texts a second between the first answer and the last; None without an answer.
+
+    Where there are not two that lie apart, it is by the time that the first took, and not to be relied on.
+    """
+    if not answers or answers[-1].at_s <= 0:
         return None
+    if answers[-1].at_s <= answers[0].at_s:
+        return Span.about(sum(a.docs for a in answers) / answers[-1].at_s, WILD)
     rate = sum(a.docs for a in answers[1:]) / (answers[-1].at_s - answers[0].at_s)
     blocks = [answers[i : j + 1] for i, j in _cuts(len(answers) - 1)]
     rates = [sum(a.docs for a in b[1:]) / (b[-1].at_s - b[0].at_s) for b in blocks if b[-1].at_s > b[0].at_s]

@@ -156,24 +156,26 @@ def footprint_of(config: SpaceConfig, rows: int) -> Footprint:
     )
 
 
-def measure_build(config: SpaceConfig, rows: FloatMatrix) -> Built | None:
+def measure_build(
+    config: SpaceConfig, rows: FloatMatrix, clock: Callable[[], float] = time.monotonic
+) -> Built | None:
     """Build a graph of some thousand rows, and time the second half of it; None where it is too quick to time.
 
     Where the sample is smaller, means of its pairs are added: they lie where its vectors lie.
     """
     some = _with_mixtures(rows, BUILT_ROWS)
-    graph, began_s, half_s, half = Graph(config), time.monotonic(), 0.0, 0
+    graph, began_s, half_s, half = Graph(config), clock(), 0.0, 0
     done = 0
     while done < len(some):
         part = some[done : done + TIMED_ROWS]
         graph.add(np.arange(done, done + len(part)), part, BUILD_THREADS)
         done += len(part)
-        took_s = time.monotonic() - began_s
+        took_s = clock() - began_s
         if half == 0 and (done >= BUILT_ROWS // 2 or took_s >= BUILD_S / 4):
             half, half_s = done, took_s
         elif half and took_s >= BUILD_S:
             break
-    took_s = time.monotonic() - began_s - half_s
+    took_s = clock() - began_s - half_s
     return Built(half, done, took_s, config.hnsw.ef_construction) if done > half and took_s > 0 else None
 
 

@@ -111,7 +111,7 @@ def test_a_dry_run_is_shown_and_nothing_is_watched(monkeypatch: pytest.MonkeyPat
     assert client.started == [{"dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}]
     for said in (
         "http://a/embed",
-        "is [down]",
+        "http://b/embed  unknown",
         "2,000 to embed of 3,000, 341 sampled",
         "2 h 30 min (2 h 13 min to 3 h 3 min)",
         "guessed from characters",

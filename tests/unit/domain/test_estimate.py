@@ -60,7 +60,12 @@ def test_the_speed_counts_neither_the_warm_up_nor_its_time() -> None:
     assert found is not None
     assert found.estimate == pytest.approx(200)
     assert found.low == pytest.approx(180)
-    assert speed(steady(200)[:1]) is None
+    assert speed([]) is None
+
+
+def test_a_single_answer_tells_little() -> None:
+    """By the time it took, and between a tenth of that and nearly twice."""
+    assert speed([Answer(2.0, 10)]) == Span(pytest.approx(0.5), 5.0, 9.5)
 
 
 def test_few_or_unsteady_answers_make_a_wide_span() -> None:

@@ -103,15 +103,15 @@ async def test_speed_tokens_and_time_are_those_of_the_endpoints(world: World) ->
         "sampled": report["chunks"]["sampled"],
     }
     one, other = report["endpoints"]
-    assert about(one["docs_per_s"], 100, 1.3)
-    assert about(other["docs_per_s"], 300, 1.3)
-    assert about(report["docs_per_s"], 400, 1.3)
-    assert about(report["time_s"]["embedding"], 2_000 / 400, 1.3)
+    assert about(one["docs_per_s"], 100, 1.5)
+    assert about(other["docs_per_s"], 300, 1.5)
+    assert about(report["docs_per_s"], 400, 1.5)
+    assert about(report["time_s"]["embedding"], 2_000 / 400, 1.5)
     assert report["time_s"]["total"]["estimate"] >= report["time_s"]["embedding"]["estimate"]
     assert report["tokens_from"] == one["tokens_from"] == "server"
     assert about(report["tokens"], words, 1.05)
     assert about(report["cost"], words / 1e6 * 50, 1.05)
-    assert about(one["tokens_per_s"], 100 * words / 2_000, 1.4)
+    assert about(one["tokens_per_s"], 100 * words / 2_000, 1.6)
     assert report["failures"] == []
 
 
@@ -143,6 +143,21 @@ async def test_chunks_that_are_too_long_are_named_and_counted(world: World) -> N
     assert chunk["chunk_index"] >= 2_000
     assert "must have less than 100 tokens" in chunk["reason"]
     assert world.vectors.quarantined() == {}
+    assert report["endpoints"][0]["batch_size"] >= 8, "a refused text does not make the measure one of single texts"
+
+
+async def test_a_single_chunk_that_is_too_long_is_met(world: World) -> None:
+    """The longest is asked for, whatever the sample; few chunks are all asked for."""
+    world.ingest(texts(300) + ["word " * 200])
+    with served("m", DIMS, max_input_length=100) as endpoint:
+        report = await world.estimate(endpoint.url)
+        assert report["failures"][0]["count"] == {"low": 1.0, "estimate": 1.0, "high": 1.0}
+        assert report["endpoints"][0]["batch_size"] == 32
+        world.embed(298)
+        report = await world.estimate(endpoint.url)
+        assert (report["chunks"]["missing"], report["chunks"]["sampled"]) == (3, 3)
+    assert report["failures"][0]["count"]["estimate"] == 1
+    assert report["docs_per_s"]["low"] < report["docs_per_s"]["estimate"]
 
 
 async def test_endpoints_that_will_not_serve_are_told_one_by_one(world: World) -> None:
@@ -181,7 +196,7 @@ async def test_a_slow_endpoint_is_told_by_what_it_answered(world: World, monkeyp
     with served("m", DIMS, docs_per_s=8) as endpoint:
         report = await world.estimate(endpoint.url)
     assert time.monotonic() - began < 8
-    assert about(report["docs_per_s"], 8, 1.6)
+    assert about(report["docs_per_s"], 8, 2)
     assert report["failures"] == []
 
 
@@ -205,7 +220,7 @@ async def test_the_limits_of_the_order_hold_in_the_pilot_too(world: World) -> No
         took_s = time.monotonic() - began
         asked = one.stats()["inputs"] + other.stats()["inputs"]
     assert asked <= 100 * took_s + 40
-    assert about(report["docs_per_s"], 100, 1.2)
+    assert about(report["docs_per_s"], 100, 1.5)
     assert report["docs_per_s"]["high"] <= 100
     assert [e["batch_size"] for e in report["endpoints"]] == [8, 8]
 
@@ -275,16 +290,16 @@ def test_the_footprint_is_that_of_a_space_really_built(dims: int, rows: int, tmp
 
 
 def test_the_time_to_build_is_in_proportion(tmp_path: Path) -> None:
-    """A graph of a few hundred sampled vectors foretells one of all of them within a factor of 2.5."""
+    """A graph of a few hundred sampled vectors foretells one of all of them within a factor of 2.5, in CPU time."""
     dims, count = 64, 12_000
     model = HashingModel("m", dims)
     vectors = model.embed([f"text {i} about subject{i % 97} and thing{i % 1_009}" for i in range(count)])
-    built = measure_build(SpaceConfig(dims, "m"), vectors[:: count // 300])
+    built = measure_build(SpaceConfig(dims, "m"), vectors[:: count // 300], time.process_time)
     assert built is not None
     search = SpaceSearch(SpaceConfig(dims, "m"), NoView())  # type: ignore[arg-type]
-    began = time.perf_counter()
+    began = time.process_time()
     search.build(np.arange(count), vectors, pilot_module.BUILD_THREADS)
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began
     assert took_s / 2.5 <= built.time_for(0, count).estimate <= took_s * 2.5
 
 
