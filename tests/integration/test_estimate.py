@@ -8,9 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner
 
-from compass.cli.rebuild import command
 from compass.embed_server import served
 
 pytestmark = pytest.mark.ray
@@ -62,11 +60,6 @@ def test_a_dry_run_tells_the_speed_and_changes_nothing(
         wait_until(lambda: not service.actor_processes("PilotProcess"), 10, "the end of the pilot's process")
         assert not service.actor_processes("RebuildProcess")
 
-        arguments = ["--url", service.url, "--collection", base.rsplit("/", 1)[1], "--space", "new", "--dry-run"]
-        shown = CliRunner().invoke(command, [*arguments, "--embed-endpoint", server.url])
-        assert shown.exit_code == 0, shown.output
-        assert "1,500 to embed of 1,500" in shown.output
-        assert durable(service, http, base) == before
     assert 100 <= report["docs_per_s"]["estimate"] <= 225
     assert 100 <= report["endpoints"][0]["docs_per_s"]["estimate"] <= 225
     assert (report["chunks"]["missing"], report["tokens_from"], report["failures"]) == (CHUNKS, "server", [])
