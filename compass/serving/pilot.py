@@ -116,19 +116,21 @@ class Pilot:
         if len(urls) > 1:  # the space's own key goes to its own endpoint, and only where that is alone
             config = replace(config, api_key_env=None)
 
-        async def one(url: str) -> tuple[Probed, FloatMatrix | None]:
-            name = url if url == BUILTIN else shown(url)
-            try:
-                embedder = self._open_embedder(config, endpoints=(url,), **share)
-            except CompassError as error:
-                return Probed(name, fault={"type": error.type, "detail": error.detail}), None
+        names = [url if url == BUILTIN else shown(url) for url in urls]
+        try:
+            await self._open_embedder(config, endpoints=tuple(urls), **share).close()
+        except CompassError as error:  # as the order stands its stages would not open
+            return [Probed(name, fault={"type": error.type, "detail": error.detail}) for name in names], None
+
+        async def one(url: str, name: str) -> tuple[Probed, FloatMatrix | None]:
+            embedder = self._open_embedder(config, endpoints=(url,), **share)
             try:
                 probe = Probe(name, embedder, texts, PROBE_S)
                 return await probe.run(), probe.rows(BUILT_ROWS)
             finally:
                 await embedder.close()
 
-        measured = await asyncio.gather(*(one(url) for url in urls))
+        measured = await asyncio.gather(*(one(url, name) for url, name in zip(urls, names, strict=True)))
         rows = max((rows for _, rows in measured if rows is not None), key=len, default=None)
         return [probed for probed, _ in measured], rows
 
