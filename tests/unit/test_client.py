@@ -16,9 +16,8 @@ class RecordingOperations(Operations):
 
 def test_an_estimate_is_a_dry_run_of_a_rebuild() -> None:
     """With the fields of the order."""
-    operation, arguments = RecordingOperations().estimate_rebuild(
-        "docs", "new", embed_endpoint="http://a", budget=5.0
-    )
+    fields = {"embed_endpoint": "http://a", "budget": 5.0}
+    operation, arguments = RecordingOperations().estimate_rebuild("docs", "new", **fields)
     assert operation == "rebuild"
     assert arguments == {
         "collection": "docs",
