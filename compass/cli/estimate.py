@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 Report = Mapping[str, Any]
+WIDTH = 120  # of a log or a file
 UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -21,6 +22,8 @@ def show(report: Report, space: str, console: Console | None = None) -> None:
         ClickException: the rebuild would not end well; the report above says why.
     """
     out = console or Console(soft_wrap=True, highlight=False)
+    if not out.is_terminal:
+        out.width = WIDTH
     out.print(_endpoints(report))
     out.print(_whole(report, space))
     for failure in report["failures"]:

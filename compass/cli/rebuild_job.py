@@ -191,4 +191,5 @@ def outcome(status: Mapping[str, Any], space: str) -> str | None:
     if state == "done":
         return None
     reason = f": {status['error']}" if status.get("error") else ""
-    return f"the rebuild of {space!r} is {state}{reason}. What was embedded is kept: start it again to go on"
+    advice = "" if "is kept" in reason else ". What was embedded is kept: start it again to go on"
+    return f"the rebuild of {space!r} is {state}{reason}{advice}"

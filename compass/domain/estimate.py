@@ -22,7 +22,8 @@ GOLDEN = 0.6180339887498949  # its multiples, less their whole parts, fill 0..1 
 BLOCKS = 5  # that the answers are cut into, to see how steady an endpoint is
 UNSTEADY = 0.1  # of a speed that was measured for some seconds, at least
 WILD = 0.9  # of one that rests on a single answer
-ROUGH = 0.5  # of one that rests on very few answers
+ROUGH = 0.5  # of one that rests on very few answers, or on a moment
+SHORT_S = 1.0
 TOKENS_OFF = 0.1  # of tokens that a server counted in a sample
 GUESSED_LOW, GUESSED_HIGH = 0.5, 2.0  # times the tokens that were guessed from characters
 BUILD_LOW, BUILD_HIGH = 0.6, 1.8  # times the building, whose speed is measured on a far smaller graph
@@ -204,10 +205,11 @@ def speed(answers: Sequence[Answer]) -> Span | None:
         return None
     if answers[-1].at_s <= answers[0].at_s:
         return Span.about(sum(a.docs for a in answers) / answers[-1].at_s, WILD)
-    rate = sum(a.docs for a in answers[1:]) / (answers[-1].at_s - answers[0].at_s)
+    measured_s = answers[-1].at_s - answers[0].at_s
+    rate = sum(a.docs for a in answers[1:]) / measured_s
     blocks = [answers[i : j + 1] for i, j in _cuts(len(answers) - 1)]
     rates = [sum(a.docs for a in b[1:]) / (b[-1].at_s - b[0].at_s) for b in blocks if b[-1].at_s > b[0].at_s]
-    if len(rates) < BLOCKS:
+    if len(rates) < BLOCKS or measured_s < SHORT_S:
         return Span.about(rate, ROUGH)
     spread = Z * statistics.stdev(rates) / math.sqrt(len(rates)) / rate
     return Span.about(rate, min(max(UNSTEADY, spread), 0.9))

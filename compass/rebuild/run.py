@@ -81,6 +81,7 @@ class RebuildRun:
         self._fleet = Fleet()
         self._ledger: Ledger | None = None
         self._moved_at_s = self._clock()
+        self._closed = False
         self._landed = False  # whether this attempt has added vectors
         self._starting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -138,6 +139,8 @@ class RebuildRun:
         await asyncio.wait({self._opened})
         if self._task is not None:
             await self._stop(self._task)
+        async with self._writing:  # the record is that of whoever resumes
+            self._closed = True
 
     async def hear(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
         """Take a stage's word on how its endpoints do, also while nothing lands."""
@@ -363,7 +366,7 @@ class RebuildRun:
             StaleRunError: the run has ended, or another attempt has been accepted meanwhile.
         """
         async with self._writing:
-            if self._record is None or self._record.state != "running":
+            if self._closed or self._record is None or self._record.state != "running":
                 raise StaleRunError(f"the run of space {self._space_id} has ended")
             await asyncio.to_thread(check_accepted, self._vectors, self._record.attempt)
             self._record = replace(self._now(), **changes)

@@ -69,7 +69,10 @@ def test_a_single_answer_tells_little() -> None:
 
 
 def test_few_or_unsteady_answers_make_a_wide_span() -> None:
-    """Half of it, for three answers; more than a tenth where it goes up and down."""
+    """Half of it, for three answers or less than a second; more than a tenth where it goes up and down."""
+    moment = speed(steady(1_000))
+    assert moment is not None
+    assert (moment.low, moment.high) == (pytest.approx(500), pytest.approx(1_500))
     few, uneven = speed(steady(100, 3)), [Answer(float(i * i), 10) for i in range(40)]
     assert few is not None
     assert (few.low, few.high) == (pytest.approx(50), pytest.approx(150))
