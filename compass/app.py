@@ -12,11 +12,12 @@ import secrets
 import shlex
 import socket
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorClass
+from ray.exceptions import RayError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from compass.adapters.checked_embedder import CheckedEmbedder
@@ -26,6 +27,7 @@ from compass.adapters.memory import open_room
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
+from compass.errors import BudgetSpentError, UnavailableError
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -35,6 +37,7 @@ from compass.serving.door import Door
 from compass.serving.gateway import Gateway
 from compass.serving.http.app import build_app
 from compass.serving.metrics import PrometheusMetrics, fresh_folder
+from compass.serving.pilot import Pilot
 from compass.serving.publisher import Publisher
 from compass.serving.route_table import RouteTable
 from compass.serving.router import RouterService
@@ -153,6 +156,37 @@ class _Tell:
         self._actor.hear.remote(attempt, stage, endpoints)
 
 
+class _ActorMeter:
+    """The meter of a rebuild's stage: the account is with the rebuild's actor."""
+
+    def __init__(self, actor: Any, attempt: str) -> None:
+        self._actor, self._attempt = actor, attempt
+
+    async def reserve(self, tokens: int) -> int:
+        """Hold what a request may cost."""
+        try:
+            held = int(await self._actor.reserve.remote(self._attempt, tokens))
+        except RayError as error:
+            raise UnavailableError(f"the account of the rebuild does not answer ({type(error).__name__})") from error
+        if not held:
+            raise BudgetSpentError("the next request might pass the budget of the rebuild")
+        return held
+
+    def settle(self, held: int, tokens: int) -> None:
+        """Say what it has cost."""
+        self._actor.settle.remote(self._attempt, held, tokens)
+
+
+class _MeterOpener:
+    """Makes the meters of a rebuild's stages, in this process or in another one."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, attempt: str) -> _ActorMeter:
+        return _ActorMeter(self._actor, attempt)
+
+
 class RebuildProcess(RebuildRun):
     """The actor `rebuild:<space-id>`."""
 
@@ -162,8 +196,9 @@ class RebuildProcess(RebuildRun):
         view = root.view(uuid)
         view.refresh()
         space = view.state().by_id(space_id)
-        tell = _Tell(ray.get_runtime_context().current_actor)
-        stages = StageOpener(str(values.data), uuid, space_id, space.config, values.embed_timeout_s, tell)
+        here = ray.get_runtime_context().current_actor
+        timeout_s, tell, meter = values.embed_timeout_s, _Tell(here), _MeterOpener(here)
+        stages = StageOpener(str(values.data), uuid, space_id, space.config, timeout_s, tell, meter)
         super().__init__(
             collection,
             space_id,
@@ -178,11 +213,26 @@ class RebuildProcess(RebuildRun):
         )
 
 
+class PilotProcess(Pilot):
+    """The actor of one dry run of a rebuild; it ends with it."""
+
+    def __init__(self, settings: dict[str, Any], uuid: str, space_id: str) -> None:
+        values = Settings(**settings)
+        root = _root(values)
+        view = root.view(uuid)
+        view.refresh()
+        space = view.state().by_id(space_id)
+        vectors = root.space_vectors(uuid, space_id, space.config.dims)
+        embedder = partial(open_embedder, kind="document", timeout_s=values.embed_timeout_s, retry_s=0.0)
+        super().__init__(space, view, vectors, embedder)
+
+
 ACTORS: dict[str, ActorClass[Any]] = {
     "router": ray.remote(RouterProcess),
     "collection": ray.remote(CollectionProcess),
     "index": ray.remote(IndexProcess),
     "rebuild": ray.remote(runtime_env={"py_executable": NICED})(RebuildProcess),
+    "pilot": ray.remote(runtime_env={"py_executable": NICED})(PilotProcess),
 }
 
 

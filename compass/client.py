@@ -85,6 +85,10 @@ class Operations:
         """Start or resume a rebuild; fields as of `POST …/rebuild`: {status, job_id}."""
         return self._call("rebuild", collection=collection, space=space, body=fields)
 
+    def estimate_rebuild(self, collection: str, space: str, **fields: Any) -> Any:
+        """What a rebuild would take, what it would cost, and what would fail; fields as of `rebuild`."""
+        return self._call("rebuild", collection=collection, space=space, body={**fields, "dry_run": True})
+
     def rebuild_status(self, collection: str, space: str) -> Any:
         """The status of a space's rebuild."""
         return self._call("rebuild_status", collection=collection, space=space)

@@ -15,7 +15,8 @@
     │   ├── EpochMismatchError, BareVectorError
     │   ├── RebuildRunningError, DefaultSpaceError
     │   ├── SpaceQuarantinedError, ConfirmationNeededError
-    │   └── FingerprintMismatchError
+    │   ├── FingerprintMismatchError
+    │   └── BudgetSpentError
     ├── UnavailableError            503  a retry helps
     │   ├── TakenOverError               another process writes this collection now
     │   └── OverloadedError         429
@@ -196,6 +197,12 @@ class FingerprintMismatchError(ConflictError):
     """The endpoint's model is not the one that built the space."""
 
     type, title = "fingerprint-mismatch", "The endpoint's model differs"
+
+
+class BudgetSpentError(ConflictError):
+    """What would be sent next might cost more than is left of a rebuild's budget."""
+
+    type, title = "budget-spent", "The budget is spent"
 
 
 class UnavailableError(CompassError):

@@ -16,6 +16,7 @@ from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding import CONTROL_TEXT, Embedded, Embedder, Kind
 from compass.domain.names import check_key_variable
 from compass.domain.space import BUILTIN, SpaceConfig
+from compass.domain.spending import Meter
 from compass.errors import (
     EmbeddingError,
     EndpointForbiddenError,
@@ -39,6 +40,7 @@ def open_embedder(
     endpoint_timeout_s: float | None = None,
     concurrency: int | None = None,
     max_docs_per_s: float | None = None,
+    meter: Meter | None = None,
 ) -> Embedder:
     """The embedder of a space: the built-in model, or its endpoints over HTTP. Opens no connection yet.
 
@@ -55,6 +57,7 @@ def open_embedder(
             `retry_s` counts without it.
         concurrency: Of a rebuild: requests at once at most.
         max_docs_per_s: Of a rebuild: texts a second at most.
+        meter: Of a rebuild: asked before each request that embeds; the built-in model costs nothing.
 
     Raises:
         InvalidRequestError: no endpoint, one that is not to be called, or the variable is not set.
@@ -82,6 +85,7 @@ def open_embedder(
         endpoint_timeout_s=endpoint_timeout_s,
         concurrency=concurrency,
         max_docs_per_s=max_docs_per_s,
+        meter=meter,
         **common,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from compass.domain.embedding import (
     smaller_batch,
 )
 from compass.domain.space import SpaceConfig, prepare_vectors, why_unfit
+from compass.domain.spending import Meter, guessed_tokens, most_tokens
 from compass.errors import (
     CompassError,
     EndpointAnswerError,
@@ -68,6 +70,13 @@ class _Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(slots=True)
+class _Charge:
+    """What a request has to be paid for: without an answer, all that it may have cost."""
+
+    tokens: int = 0
 
 
 class Connections:
@@ -128,6 +137,7 @@ class EndpointClient:
         key: Sent as `Authorization: Bearer`.
         docs: Texts answered, since the first was asked for.
         tokens: Of those, as the server counted them in `x-compute-tokens`.
+        meter: Asked before each request that embeds; None: nobody counts what it costs.
     """
 
     url: str = field(repr=False)
@@ -141,6 +151,7 @@ class EndpointClient:
     tokens: int = 0
     errors: int = 0
     last_error: str | None = None
+    meter: Meter | None = None
     _asked_at: float | None = None
     _secrets: tuple[bytes, ...] = field(default=(), repr=False)  # never repeated from what it says
     _parser: Any = field(default_factory=simdjson.Parser, repr=False)
@@ -167,20 +178,46 @@ class EndpointClient:
                 come back), or its model failed (`status` 424).
             EndpointAnswerError: it answered 200 with what are no vectors of this space.
             EndpointForbiddenError: no request of this form will ever succeed.
+            BudgetSpentError: nothing was sent: it might cost more than is left.
         """
         info = self.info or await self.describe(timeout_s)
+        if self.meter is None:
+            return await self._embed(texts, timeout_s, info, _Charge(), arrived)
+        held = await self.meter.reserve(most_tokens(texts))
+        charge = _Charge(held)
+        try:
+            return await self._embed(texts, timeout_s, info, charge, arrived)
+        finally:
+            self.meter.settle(held, charge.tokens)
+
+    async def _embed(
+        self,
+        texts: Sequence[str],
+        timeout_s: float,
+        info: ServerInfo,
+        charge: _Charge,
+        arrived: Callable[[], None] | None,
+    ) -> FloatMatrix:
         with self._asked(len(texts)):
             body = encode_request({"inputs": texts, **request_options(self.config, self.kind, info)})
             limit = len(texts) * self.config.dims * NUMBER_BYTES + INFO_BYTES
-            answer = await self._request(self.url, timeout_s, limit, body)
+            try:
+                answer = await self._request(self.url, timeout_s, limit, body)
+            except EndpointUnavailableError as error:
+                if error.fields.get("unreachable"):
+                    charge.tokens = 0
+                raise
             if answer.status != 200:
+                charge.tokens = 0
                 raise self._failure(answer, len(texts))
+            counted = answer.headers.get("x-compute-tokens", "")
+            tokens = int(counted) if counted.isascii() and counted.isdigit() else 0
+            charge.tokens = tokens or math.ceil(guessed_tokens(sum(map(len, texts))))
             if arrived is not None:
                 arrived()
                 await asyncio.sleep(0)  # what it has set off is sent before these rows take their time
             rows = self._read_rows(answer.body, len(texts))
-            counted = answer.headers.get("x-compute-tokens", "")
-            self.tokens += int(counted) if counted.isascii() and counted.isdigit() else 0
+            self.tokens += tokens
             return rows
 
     async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:

@@ -27,7 +27,9 @@ from compass.domain.aimd import BatchSize
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding import CONTROL_TEXT, Embedded, Kind, ServerInfo
 from compass.domain.space import SpaceConfig
+from compass.domain.spending import Meter
 from compass.errors import (
+    BudgetSpentError,
     CompassError,
     EmbeddingError,
     EndpointAnswerError,
@@ -60,6 +62,7 @@ class FleetEmbedder:
         max_docs_per_s: Texts a second at most, over all endpoints.
         api_key: Sent as `Authorization: Bearer`.
         kind: Which of the space's prompt names is sent.
+        meter: Asked before each request that embeds.
 
     Raises:
         InvalidRequestError: an endpoint is not to be called, or the key cannot be a header.
@@ -77,12 +80,14 @@ class FleetEmbedder:
         max_docs_per_s: float | None = None,
         api_key: str | None = None,
         kind: Kind = "document",
+        meter: Meter | None = None,
     ) -> None:
         if not endpoints:
             raise InvalidRequestError("a fleet wants at least one endpoint")
         key = check_key(api_key)
         self._connections = Connections()
-        clients = (EndpointClient(check_endpoint(u), config, kind, key, self._connections) for u in endpoints)
+        urls = [check_endpoint(url) for url in endpoints]
+        clients = (EndpointClient(url, config, kind, key, self._connections, meter=meter) for url in urls)
         self._members = [Member(client) for client in clients]
         self._turn = itertools.cycle(range(len(self._members)))
         self._config = config
@@ -94,6 +99,7 @@ class FleetEmbedder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._stopped: BudgetSpentError | None = None  # from then on nothing is sent
         self._good_at = 0.0  # when somebody gave a good answer, or work came after a time without any
 
     def __repr__(self) -> str:
@@ -104,9 +110,12 @@ class FleetEmbedder:
 
         Raises:
             EndpointRefusedError: a text is refused for itself; see `embed_each`.
+            BudgetSpentError: the meter did not let all of them go.
             EmbeddingError: as `embed_each`.
         """
         done = await self.embed_each(texts)
+        if done.stopped is not None:
+            raise done.stopped
         if done.refused:
             row, reason = min(done.refused.items())
             raise EndpointRefusedError(f"text {row}: {reason}", {"row": row})
@@ -115,12 +124,16 @@ class FleetEmbedder:
     async def embed_each(self, texts: Sequence[str]) -> Embedded:
         """Embed all that can be embedded: a text that is refused for itself fails alone, the rest goes on.
 
+        Where the meter lets no more requests go, the answer has what was embedded until then, and says why.
+
         Raises:
             EndpointUnavailableError: no endpoint gave a good answer for `endpoint_timeout_s`.
             EndpointForbiddenError, EndpointAnswerError: no endpoint is left that serves this space.
         """
         rows = np.empty((len(texts), self._config.dims), np.float32)
         job = Job(texts, rows, len(texts), asyncio.get_running_loop().create_future())
+        if self._stopped is not None:
+            return Embedded([], rows[:0], {}, self._stopped)
         if not self._jobs:
             self._good_at = time.monotonic()
         self._jobs.add(job)
@@ -133,10 +146,15 @@ class FleetEmbedder:
                         self._put_aside(member, 0.0)
                 self._pump()
                 await job.done
+        except BudgetSpentError:
+            if job.asking:  # what is under way is paid for
+                await asyncio.wait(job.asking)
         finally:
             self._forget(job)
-        kept = [i for i in range(len(texts)) if i not in job.refused]
-        return Embedded(kept, rows if len(kept) == len(rows) else rows[kept], dict(sorted(job.refused.items())))
+        kept = sorted(job.landed)
+        some = rows if len(kept) == len(rows) else rows[kept]
+        stopped = self._stopped if job.left else None
+        return Embedded(kept, some, dict(sorted(job.refused.items())), stopped)
 
     async def describe(self) -> list[ServerInfo]:
         """What each endpoint's `/info` says now, in their order.
@@ -182,7 +200,7 @@ class FleetEmbedder:
     def _pump(self) -> None:
         """Give every endpoint what it has room for, in turn."""
         progress = True
-        while self._queue and progress:
+        while self._queue and progress and self._stopped is None:
             progress = False
             for _ in self._members:
                 member = self._members[next(self._turn)]
@@ -239,6 +257,8 @@ class FleetEmbedder:
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
+                if isinstance(error, BudgetSpentError):  # of a question that was to tell what is wrong
+                    self._stopped = error
                 for job in list(self._jobs):
                     self._fail(job, error)
 
@@ -276,6 +296,11 @@ class FleetEmbedder:
                 await self._suspect(member, piece, error)
         except EndpointUnavailableError as error:
             await self._unavailable(member, piece, error, sent_at)
+        except BudgetSpentError as error:
+            if piece.count > 1:
+                self._halve(piece)  # a part of it may fit into what is left
+            else:
+                self._stop(error)
         except CompassError as error:  # the request cannot be made, wherever it goes
             self._fail(piece.job, error)
         finally:
@@ -285,6 +310,7 @@ class FleetEmbedder:
         self._good_at = time.monotonic()
         member.answered(piece.count, latency_s)
         piece.job.rows[piece.start : piece.stop] = rows
+        piece.job.landed.update(range(piece.start, piece.stop))
         self._settle(piece)
 
     def _settle(self, piece: Piece) -> None:
@@ -456,6 +482,11 @@ class FleetEmbedder:
             detail = f"no endpoint gave a good answer for {self._endpoint_timeout_s:g} s: {said}"
             for job in list(self._jobs):
                 self._fail(job, EndpointUnavailableError(detail))
+
+    def _stop(self, error: BudgetSpentError) -> None:
+        self._stopped = error
+        for job in list(self._jobs):
+            self._fail(job, error)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         if not job.done.done():

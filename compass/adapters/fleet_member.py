@@ -17,12 +17,13 @@ State = Literal["new", "up", "paused", "down", "refused"]
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One call of `embed_each`: rows come in any order."""
+    """One call of `embed_each`: rows come in any order; `landed` are those that have."""
 
     texts: Sequence[str]
     rows: FloatMatrix
     left: int
     done: asyncio.Future[None]
+    landed: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
     asking: set[asyncio.Task[None]] = field(default_factory=set)
 

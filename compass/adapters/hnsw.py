@@ -28,6 +28,14 @@ def nice_this_thread() -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
+def saved_bytes(config: SpaceConfig, rows: int) -> int:
+    """About the size of the file of a graph: each row, and the upper levels that one in M rows is in."""
+    m = config.hnsw.m
+    row = config.dims * 4 + (2 * m * 4 + 4) + 8 + 4  # links, label, the size of the upper levels
+    upper = (4 * m + 4) / (m - 1)
+    return HEADER.size + round(rows * (row + upper))
+
+
 class Graph:
     """Approximate nearest neighbours by vid; thread-safe.
 

@@ -17,6 +17,7 @@ from compass.cli import rebuild_job
 from compass.errors import CompassError, NotFoundError, RebuildRunningError, UnavailableError
 
 TIMEOUT_S = 30.0
+ESTIMATE_S = 180.0  # a dry run asks the endpoints for some seconds, in a process that has to start
 
 
 class HttpClient:
@@ -33,16 +34,17 @@ class HttpClient:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
-        """Start or resume a rebuild."""
-        return self._call("POST", f"/collections/{collection}/vector-spaces/{space}/rebuild", fields)
+        """Start or resume a rebuild, or estimate it."""
+        timeout_s = ESTIMATE_S if fields.get("dry_run") else TIMEOUT_S
+        return self._call("POST", f"/collections/{collection}/vector-spaces/{space}/rebuild", fields, timeout_s)
 
     def rebuild_status(self, collection: str, space: str) -> Any:
         """The status of a space's rebuild."""
         return self._call("GET", f"/collections/{collection}/vector-spaces/{space}/status", None)
 
-    def _call(self, method: str, path: str, body: Any) -> Any:
+    def _call(self, method: str, path: str, body: Any, timeout_s: float = TIMEOUT_S) -> Any:
         try:
-            answer = self._http.request(method, path, json=body)
+            answer = self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx.TransportError as error:
             why = str(error) or type(error).__name__
             raise UnavailableError(f"no Compass answers at {self._http.base_url}: {why}") from error

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import click
 
+from compass.cli import estimate
 from compass.errors import CompassError, RebuildRunningError, UnavailableError
 
 POLL_S = 0.5
@@ -20,6 +21,8 @@ SAY_S = 2.0
 AWAY_S = 60.0  # how long the service may not answer, as during a rollout of its gateways
 INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
 
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -46,11 +49,11 @@ class Client(Protocol):
 @click.option("--batch-size", type=click.IntRange(min=1), help="Texts of one request.")
 @click.option("--api-key-env", help="The service's variable that holds the endpoints' key: COMPASS_EMBED_KEY_*.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests at once of each embed actor.")
-@click.option("--max-docs-per-s", type=click.FloatRange(min=0, min_open=True), help="The most to embed in a second.")
+@click.option("--max-docs-per-s", type=POSITIVE, help="The most to embed in a second.")
 @click.option("--max-failed", type=click.IntRange(min=0), help="Chunks that may be refused. Default: none.")
 @click.option(
     "--endpoint-timeout-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="How long to wait while no endpoint answers. Default: 900.",
 )
 @click.option("--reason", help="Why, for the collection's history.")
@@ -59,6 +62,10 @@ class Client(Protocol):
     is_flag=True,
     help="Take a renamed model, if its vectors agree with the stored.",
 )
+@click.option("--cost-per-million-tokens", type=POSITIVE, help="What the endpoints cost by the token.")
+@click.option("--cost-per-hour", type=POSITIVE, help="What each endpoint costs by the hour.")
+@click.option("--budget", type=POSITIVE, help="The most to spend; the run ends before it is passed.")
+@click.option("--dry-run", is_flag=True, help="Estimate time, size and cost, and what would fail; change nothing.")
 @click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
 def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
@@ -89,8 +96,14 @@ def run(
     fields: Mapping[str, Any],
     display: Callable[[], AbstractContextManager[Show]] | None = None,
 ) -> None:
-    """Start or join a rebuild and watch it on `display`; None: as lines. Ends the process if it is not done."""
+    """Start or join a rebuild and watch it on `display`; None: as lines. Ends the process if it is not done.
+
+    A dry run is shown instead, and ends the process if the rebuild would fail.
+    """
     try:
+        if fields.get("dry_run"):
+            estimate.show(client.rebuild(collection, space, **fields), space)
+            return
         begin(client, collection, space, fields)
         with display() if display is not None else nullcontext(None) as show:
             problem = watch(client, collection, space, show)
@@ -159,6 +172,8 @@ def line(status: Mapping[str, Any]) -> str:
     text = f"{status['percent']:6.2f} %  {status['embedded']:,} of {status['total']:,} chunks"
     if status["failed"]:
         text += f", {status['failed']:,} refused"
+    if cost := status.get("cost"):
+        text += f", {cost['spent']:.4g}" + (f" of {cost['budget']:g}" if cost["budget"] else "") + " spent"
     if status["run"]["state"] != "running":
         return f"{text}  {status['run']['state']}"
     text += f"  {status['docs_per_s']:,.0f}/s"
@@ -176,4 +191,5 @@ def outcome(status: Mapping[str, Any], space: str) -> str | None:
     if state == "done":
         return None
     reason = f": {status['error']}" if status.get("error") else ""
-    return f"the rebuild of {space!r} is {state}{reason}. What was embedded is kept: start it again to go on"
+    advice = "" if "is kept" in reason else ". What was embedded is kept: start it again to go on"
+    return f"the rebuild of {space!r} is {state}{reason}{advice}"

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.space import SpaceConfig
+from compass.errors import BudgetSpentError
 
 Kind = Literal["query", "document"]
 
@@ -60,11 +61,13 @@ class Embedded:
         rows: Positions of the texts that have a vector, ascending.
         vectors: float32, shape (len(rows), dims); row i belongs to text rows[i].
         refused: The reason, by position, for each text that the endpoint refuses for itself.
+        stopped: Why the other texts were not sent; None: there are no others.
     """
 
     rows: list[int]
     vectors: FloatMatrix
     refused: dict[int, str]
+    stopped: BudgetSpentError | None = None
 
 
 class Meaning(Enum):

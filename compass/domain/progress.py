@@ -118,7 +118,7 @@ def status_of_run(record: Mapping[str, Any] | None, *, active: bool) -> dict[str
     progress = Progress.from_json(stored["progress"]) if record else Progress()
     fraction = 1.0 if active else min(progress.fraction, ALMOST)
     run = {name: stored[name] for name in RUN_FIELDS if stored.get(name) is not None}
-    status = {
+    status: dict[str, Any] = {
         "progress": fraction,
         "percent": round(100 * fraction, 2),
         "embedded": progress.embedded,
@@ -129,6 +129,8 @@ def status_of_run(record: Mapping[str, Any] | None, *, active: bool) -> dict[str
         "run": {"state": "none", **run},
         "endpoints": stored.get("fleet", []),
     }
+    if spending := stored.get("spending"):
+        status["cost"] = {"spent": spending["spent"], "budget": spending["budget"]}
     error = stored.get("error")
     if stored.get("waiting"):
         error = stored["waiting"]

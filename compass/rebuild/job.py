@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from compass.domain.progress import Progress
+from compass.errors import SpaceQuarantinedError
 
 RunState = Literal["running", "done", "failed", "cancelled"]
 EVERY_VID = 2**63 - 1
@@ -25,6 +26,9 @@ class RebuildJob:
         max_docs_per_s: The most that may be embedded in a second; None for no limit.
         endpoint_timeout_s: How long work waits while no endpoint gives a good answer, before the run fails.
         max_failed: Chunks that may stay quarantined in a space that turns active.
+        cost_per_million_tokens: What the endpoints cost by the token.
+        cost_per_hour: What each of them costs by the hour.
+        budget: The most that the run may spend, by one of these two; None for no limit.
     """
 
     job_id: str
@@ -35,11 +39,14 @@ class RebuildJob:
     max_docs_per_s: float | None = None
     endpoint_timeout_s: float = 900.0
     max_failed: int = 0
+    cost_per_million_tokens: float | None = None
+    cost_per_hour: float | None = None
+    budget: float | None = None
 
     @property
     def limited(self) -> bool:
         """Whether it may not embed as fast as it can."""
-        return self.max_docs_per_s is not None or self.concurrency is not None
+        return any(limit is not None for limit in (self.max_docs_per_s, self.concurrency, self.budget))
 
     @staticmethod
     def of(data: Mapping[str, Any]) -> RebuildJob:
@@ -59,6 +66,7 @@ class RunRecord:
         fleet: How the endpoints do, as `FleetEmbedder.endpoints` says it, over all stages.
         waiting: Why nothing goes on, while no endpoint answers.
         stalled_s: How long nothing has landed, when that is alarming.
+        spending: What the account says, see `Account.to_json`; None where the order names no price.
         tainted: Whether the model was found changed after vectors of it had landed; only a restart helps then.
     """
 
@@ -75,7 +83,13 @@ class RunRecord:
     fleet: tuple[dict[str, Any], ...] = ()
     stalled_s: float | None = None
     waiting: str | None = None
+    spending: dict[str, Any] | None = None
     tainted: bool = False
+
+    @property
+    def spent(self) -> float:
+        """The most that the run may have spent so far."""
+        return float(self.spending["at_most"]) if self.spending else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields of the job beside those of the run."""
@@ -89,3 +103,17 @@ class RunRecord:
         named = {f.name: data[f.name] for f in fields(RunRecord) if f.name in data}
         progress, fleet = Progress.from_json(data["progress"]), tuple(data["fleet"])
         return RunRecord(**{**named, "job": RebuildJob.of(data), "progress": progress, "fleet": fleet})
+
+
+def check_quarantine(refused: int, allowed: int) -> None:
+    """Return if a run may end well with so many refused chunks.
+
+    Raises:
+        SpaceQuarantinedError: they are more than the order allows.
+    """
+    if refused > allowed:
+        raise SpaceQuarantinedError(
+            f"{refused} chunks quarantined: their texts are refused for themselves, see the space's quarantine. "
+            f"Rebuild again to retry just these, with max_failed: {refused} to do without them",
+            {"quarantined": refused, "max_failed": allowed},
+        )

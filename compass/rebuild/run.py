@@ -25,12 +25,12 @@ from compass.errors import (
     FingerprintMismatchError,
     RebuildRunningError,
     SpaceLagsError,
-    SpaceQuarantinedError,
     UnavailableError,
 )
 from compass.rebuild.backlog import Backlog
 from compass.rebuild.fleet import Fleet
-from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState
+from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState, check_quarantine
+from compass.rebuild.ledger import Ledger
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import Plan, read_plan
 from compass.rebuild.ports import Collection, Router, SpaceIndex
@@ -81,7 +81,9 @@ class RebuildRun:
         self._record: RunRecord | None = None
         self._progress = Progress()
         self._fleet = Fleet()
+        self._ledger: Ledger | None = None
         self._moved_at_s = self._clock()
+        self._closed = False
         self._landed = False  # whether this attempt has added vectors
         self._starting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -110,7 +112,8 @@ class RebuildRun:
             if self._is_running() or (same and stored is not None and stored.state == "done"):
                 return
             await asyncio.to_thread(self._vectors.lift_quarantine)  # whoever asks again wants another try
-            await self._begin(job, time.time(), stored.progress if stored else Progress())
+            spent = stored.spent if same and stored is not None else 0.0
+            await self._begin(job, time.time(), stored.progress if stored else Progress(), spent=spent)
 
     async def running(self) -> bool:
         """Whether a run goes on."""
@@ -138,11 +141,25 @@ class RebuildRun:
         await asyncio.wait({self._opened})
         if self._task is not None:
             await self._stop(self._task)
+        async with self._writing:  # the record is that of whoever resumes
+            self._closed = True
 
     async def hear(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
         """Take a stage's word on how its endpoints do, also while nothing lands."""
         if self._record is not None and self._record.attempt == attempt:
             self._fleet.hear(stage, endpoints)
+
+    async def reserve(self, attempt: str, tokens: int) -> int:
+        """Hold what a stage's next request may cost: the tokens that are held; 0 where it must not be sent."""
+        with contextlib.suppress(StaleRunError):
+            if self._ledger is not None and self._record is not None and self._record.attempt == attempt:
+                return await self._ledger.reserve(tokens)
+        return 0
+
+    async def settle(self, attempt: str, held: int, tokens: int) -> None:
+        """A stage's request has cost so many tokens."""
+        if self._ledger is not None and self._record is not None and self._record.attempt == attempt:
+            await self._ledger.settle(held, tokens)
 
     async def status(self) -> dict[str, Any]:
         """RebuildStatus of the HTTP interface, but for the space's own `status` and `lag`."""
@@ -157,28 +174,31 @@ class RebuildRun:
         stored = await self._stored()
         if stored is not None and stored.state == "running":
             log.info("the rebuild %s of space %s goes on", stored.job.job_id, self._space_id)
-            await self._begin(stored.job, stored.started_at, stored.progress, stored.owns_below)
+            await self._begin(stored.job, stored.started_at, stored.progress, stored.owns_below, stored.spent)
 
     async def _begin(
-        self, job: RebuildJob, started_at: float, progress: Progress, owns_below: int = EVERY_VID
+        self, job: RebuildJob, started_at: float, progress: Progress, owns_below: int = EVERY_VID, spent: float = 0.0
     ) -> None:
         """Accept the run before anything durable is listed: from here older attempts append nothing more.
 
         The vids from `owns_below` on are the follower's already, and it may have some of them in flight.
         """
         self._progress, self._fleet = replace(progress, active=False), Fleet()
+        self._ledger = Ledger(job, spent, self._save)
         self._moved_at_s, self._landed = self._clock(), False
         attempt = uuid.uuid4().hex
         record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
-        await self._accept(record)
+        await self._accept(replace(record, spending=self._ledger.told()))
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         """Work, report once a second, and leave a record that says how it ended."""
+        assert self._ledger is not None
         work, canary = asyncio.create_task(self._work()), asyncio.create_task(self._watch_model())
         try:
             while not work.done():
-                await asyncio.wait({work, canary}, timeout=REPORT_S, return_when=asyncio.FIRST_COMPLETED)
+                wait_s = min(REPORT_S, self._ledger.pay(self._clock()))
+                await asyncio.wait({work, canary}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 await self._save()
                 if canary.done():
                     await canary  # it ends by raising
@@ -245,7 +265,7 @@ class RebuildRun:
         earlier = await asyncio.to_thread(self._vectors.files) if plan.had else []
         backlog = Backlog(self._index.absorb, self._absorbed, [Filled(key, 0) for key in earlier])
         try:
-            job, attempt = self._record.job, self._record.attempt
+            job, attempt, stopped = self._record.job, self._record.attempt, False
             spread = {"actors": self._actors, "local_rows": self._local_rows}
             landing = stream(plan.descriptors, self._open_stage, job, attempt, **spread)
             async with contextlib.aclosing(landing):
@@ -253,8 +273,11 @@ class RebuildRun:
                     self._moved()
                     self._landed = self._landed or filled.key is not None
                     self._refused(filled)
+                    stopped = stopped or filled.stopped
                     await backlog.put(filled)
             await backlog.drain()
+            if stopped and self._ledger is not None:
+                raise self._ledger.spent_error()
         finally:
             backlog.drop()
 
@@ -268,23 +291,12 @@ class RebuildRun:
             await self._count()
             if not lag:
                 await self._vouch()
-                self._check_quarantine()
+                check_quarantine(self._progress.failed, self._record.job.max_failed)
                 if await self._activated():
                     return
             if self._idle_s() > self._record.job.endpoint_timeout_s:
                 reason = (await self._index.info()).get("error") or "its follower gets nowhere"
                 raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
-
-    def _check_quarantine(self) -> None:
-        """Refuse to end well with more refused chunks than the order allows."""
-        assert self._record is not None
-        refused, allowed = self._progress.failed, self._record.job.max_failed
-        if refused > allowed:
-            raise SpaceQuarantinedError(
-                f"{refused} chunks quarantined: their texts are refused for themselves, see the space's quarantine. "
-                f"Rebuild again to retry just these, with max_failed: {refused} to do without them",
-                {"quarantined": refused, "max_failed": allowed},
-            )
 
     async def _activated(self) -> bool:
         try:
@@ -341,6 +353,7 @@ class RebuildRun:
             fleet=self._fleet.endpoints(),
             stalled_s=stalled_s,
             waiting=self._fleet.waiting(),
+            spending=self._ledger.told() if self._ledger is not None else None,
         )
 
     async def _accept(self, record: RunRecord) -> None:
@@ -356,13 +369,15 @@ class RebuildRun:
             StaleRunError: the run has ended, or another attempt has been accepted meanwhile.
         """
         async with self._writing:
-            if self._record is None or self._record.state != "running":
+            if self._closed or self._record is None or self._record.state != "running":
                 raise StaleRunError(f"the run of space {self._space_id} has ended")
             await asyncio.to_thread(check_accepted, self._vectors, self._record.attempt)
             self._record = replace(self._now(), **changes)
             await asyncio.to_thread(self._vectors.write_run, self._record.to_json())
 
     async def _end(self, state: RunState, error: str | None = None, *, tainted: bool = False) -> None:
+        if self._ledger is not None:
+            self._ledger.close(self._clock())
         eta_s = 0.0 if state == "done" else None
         ended = {"state": state, "error": error, "ended_at": time.time(), "tainted": tainted}
         await self._save(**ended, docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None)

@@ -17,6 +17,7 @@ from compass.adapters.embedders import embed_each, open_embedder
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.embedding import Embedder
 from compass.domain.space import SpaceConfig
+from compass.domain.spending import Meter
 from compass.domain.template import BUILTIN_FIELDS
 from compass.errors import ConflictError
 from compass.rebuild.job import RebuildJob
@@ -49,6 +50,7 @@ class Filled:
         count: Vectors in it.
         refused: Texts that were refused for themselves; they are quarantined.
         endpoints: As the stage sees them.
+        stopped: Whether the budget ended it before all of its rows were embedded.
     """
 
     key: str | None
@@ -56,6 +58,7 @@ class Filled:
     refused: int = 0
     stage: str = ""
     endpoints: tuple[dict[str, Any], ...] = ()
+    stopped: bool = False
 
 
 class EmbedStage:
@@ -78,11 +81,12 @@ class EmbedStage:
         self._objects, self._vectors, self._embedder = objects, vectors, embedder
         self._attempt, self._tell = attempt, tell
         self._config = config
+        self._stopped = False
         self._columns = TEXT_COLUMNS if config is None or config.template is None else TEMPLATE_COLUMNS
         self._parts: OrderedDict[PartRef, asyncio.Task[pa.Table]] = OrderedDict()
 
     async def fill(self, descriptor: Descriptor) -> Filled:
-        """Embed the descriptor's rows and append them as one durable file.
+        """Embed the descriptor's rows and append them as one durable file; where the budget ends, those it paid for.
 
         Raises:
             StaleRunError: another attempt runs now; nothing was appended.
@@ -100,6 +104,8 @@ class EmbedStage:
             work.cancel()
 
     async def _fill(self, descriptor: Descriptor) -> Filled:
+        if self._stopped:
+            return Filled(None, 0, 0, self.name, self.endpoints(), True)
         vids, texts = await self._read(descriptor)
         name = f"{self._attempt}-{vids[0]}"  # what is durable is in no later plan of the attempt
         if (there := await asyncio.to_thread(self._vectors.find, name)) is not None:
@@ -107,7 +113,8 @@ class EmbedStage:
         done = await embed_each(self._embedder, texts)
         refused = {int(vids[i]): reason for i, reason in done.refused.items()}
         key = await asyncio.to_thread(self._keep, name, vids[done.rows], done.vectors, refused)
-        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints())
+        self._stopped = done.stopped is not None
+        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints(), self._stopped)
 
     def endpoints(self) -> tuple[dict[str, Any], ...]:
         """How the endpoints do, as this stage sees them."""
@@ -171,6 +178,7 @@ class StageOpener:
         root: What `open_objects` takes.
         timeout_s: One request to an endpoint.
         tell: Hears how the endpoints of a stage do; see `EmbedStage`.
+        meter: Makes the meter of an attempt, for an order whose requests must be paid for before they go.
     """
 
     root: str
@@ -179,10 +187,12 @@ class StageOpener:
     config: SpaceConfig
     timeout_s: float
     tell: Tell | None = None
+    meter: Callable[[str], Meter] | None = None
 
     def __call__(self, job: RebuildJob, attempt: str) -> EmbedStage:
         """A stage of the job's `attempt`."""
         objects = open_objects(self.root)
+        metered = job.budget is not None or job.cost_per_million_tokens is not None
         embedder = open_embedder(
             self.config,
             kind="document",
@@ -194,6 +204,7 @@ class StageOpener:
             endpoint_timeout_s=job.endpoint_timeout_s,
             concurrency=job.concurrency,
             max_docs_per_s=job.max_docs_per_s,
+            meter=self.meter(attempt) if metered and self.meter is not None else None,
         )
         return EmbedStage(
             objects,

@@ -93,7 +93,7 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
     """A rebuild of this space, checked.
 
     Raises:
-        InvalidRequestError: there is no endpoint anywhere, or one does not fit.
+        InvalidRequestError: there is no endpoint anywhere, or one does not fit; a budget has no price, or two.
     """
     named = [asked.embed_endpoint] if isinstance(asked.embed_endpoint, str) else asked.embed_endpoint or []
     if not named and space.config.embed_endpoint is None:
@@ -101,6 +101,7 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
         raise invalid([{"field": "embed_endpoint", "detail": detail}])
     if asked.api_key_env is not None:
         check_key_variable(asked.api_key_env)
+    _check_prices(asked)
     return RebuildSpec(
         endpoints=tuple(dict.fromkeys(check_endpoint(url) for url in named)),
         api_key_env=asked.api_key_env,
@@ -111,7 +112,20 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
         endpoint_timeout_s=asked.endpoint_timeout_s,
         max_failed=asked.max_failed,
         accept_new_fingerprint=asked.accept_new_fingerprint,
+        cost_per_million_tokens=asked.cost_per_million_tokens,
+        cost_per_hour=asked.cost_per_hour,
+        budget=asked.budget,
     )
+
+
+def _check_prices(asked: schemas.RebuildRequest) -> None:
+    by_token, by_hour = asked.cost_per_million_tokens is not None, asked.cost_per_hour is not None
+    if by_token and by_hour:
+        detail = "is given beside cost_per_million_tokens: an endpoint is paid by the token or by the hour"
+        raise invalid([{"field": "cost_per_hour", "detail": detail}])
+    if asked.budget is not None and not by_token and not by_hour:
+        detail = f"{asked.budget:g} of what? Give cost_per_million_tokens or cost_per_hour too"
+        raise invalid([{"field": "budget", "detail": detail}])
 
 
 def swap_spec(asked: schemas.SwapRequest) -> SwapSpec:

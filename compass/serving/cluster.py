@@ -12,12 +12,14 @@ import ray
 from ray.actor import ActorClass, ActorHandle
 
 from compass.domain.space import Space
+from compass.errors import UnavailableError
 from compass.serving.remote import NAMESPACE, Remote
 
 log = logging.getLogger(__name__)
 
 ROUTER = "router"
 CLOSE_S = 20.0
+PILOT_S = 120.0  # its process starts, reads the lengths of all texts, and asks the endpoints for some seconds
 # A swap is a compare-and-set: sent twice, its second answer would be a conflict with itself.
 # A delete by filter, sent twice, would also take what was written in between.
 ONCE = frozenset({"change", "delete"})
@@ -41,7 +43,7 @@ class RayCluster:
         """Say what may be started from here.
 
         Args:
-            classes: By part ("router", "collection", "index", "rebuild"). A part that is left out is only
+            classes: By part ("router", "collection", "index", "rebuild", "pilot"). A part that is left out is only
                 looked for: a gateway with an old table must not bring a dropped space's index back.
             settings: The constructor's keyword arguments of `Settings`, without secrets.
         """
@@ -73,6 +75,22 @@ class RayCluster:
         """The rebuild of a space, or None."""
         handle = await asyncio.to_thread(self._find, f"rebuild:{space_id}")
         return None if handle is None else Remote(lambda: handle)
+
+    async def pilot(self, uuid: str, space: Space, order: dict[str, Any]) -> Any:
+        """The estimate of a rebuild, by a process of its own: not detached, so that it never outlives its caller."""
+        actor = await asyncio.to_thread(self._start_pilot, uuid, space.id)
+        try:
+            async with asyncio.timeout(PILOT_S):
+                return await Remote(lambda: actor, once=frozenset({"estimate"})).estimate(order)
+        except TimeoutError:
+            raise UnavailableError(f"the estimate was not ready within {PILOT_S:g} s", {"retry_after": 1}) from None
+        finally:
+            await asyncio.to_thread(ray.kill, actor)
+
+    def _start_pilot(self, uuid: str, space_id: str) -> ActorHandle[Any]:
+        started: Any = self._classes["pilot"].options(num_cpus=0, max_restarts=0)
+        handle: ActorHandle[Any] = started.remote(self._settings, uuid, space_id)
+        return handle
 
     async def stop_collection(self, uuid: str) -> None:
         """Close a writer and end its process."""

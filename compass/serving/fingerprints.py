@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from compass.domain.fingerprint import judged
+from compass.domain.fingerprint import Examined, judged
 from compass.domain.routing import CollectionRoute
 from compass.domain.space import BuiltBy, Space
-from compass.errors import EndpointUnavailableError
+from compass.errors import EndpointUnavailableError, FingerprintMismatchError
 from compass.serving.router_ports import Cluster
 
 ADVICE = (
@@ -40,3 +41,31 @@ async def builder(
         if one.error is not None and (must_answer or accept):
             raise EndpointUnavailableError(one.error, {"endpoint": one.endpoint})
     return judged(space, found, accept=accept, advice=ADVICE)
+
+
+async def mismatches(
+    cluster: Cluster,
+    route: CollectionRoute,
+    space: Space,
+    endpoints: Sequence[str],
+    api_key_env: str | None,
+    *,
+    accept: bool,
+    fresh: bool,
+) -> list[FingerprintMismatchError]:
+    """Each endpoint that may not serve a space, as the error that it would be refused by; one that is silent may.
+
+    `accept` as in `builder`; `fresh`: the space will be empty, so that the endpoints need only agree with each other.
+    """
+    found = await cluster.index(route.uuid, space).examine(tuple(endpoints), api_key_env)
+    if fresh:
+        space, found = replace(space, built_by=None), [replace(one, cosine=None) for one in found]
+    errors: list[FingerprintMismatchError] = []
+    fitting: list[Examined] = []
+    for one in found:
+        try:
+            judged(space, [*fitting, one], accept=accept, advice=ADVICE)
+            fitting.append(one)
+        except FingerprintMismatchError as error:
+            errors.append(error)
+    return errors

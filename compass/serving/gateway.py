@@ -35,6 +35,7 @@ from compass.serving.asked import (
 )
 from compass.serving.followers import Followers
 from compass.serving.http import schemas
+from compass.serving.http.estimates import RebuildEstimate
 from compass.serving.incoming import (
     chunks_to_store,
     guard_bare_vector,
@@ -326,14 +327,16 @@ class Gateway:
 
     async def rebuild(
         self, collection: str, space: str, body: schemas.RebuildRequest, who: str | None = None
-    ) -> schemas.RebuildStarted:
-        """Start a rebuild, or resume what an earlier one left.
+    ) -> schemas.RebuildStarted | RebuildEstimate:
+        """Start a rebuild, or resume what an earlier one left; with `dry_run`, estimate it and change nothing.
 
         Raises:
             InvalidRequestError: there is no endpoint anywhere.
             RebuildRunningError, DefaultSpaceError.
         """
         spec = rebuild_spec(body, (await self._route(collection)).space(space))
+        if body.dry_run:
+            return msgspec.convert(await self._router.estimate_rebuild(collection, space, spec), RebuildEstimate)
         started = await self._router.start_rebuild(collection, space, spec, By(who, body.reason))
         return msgspec.convert(started, schemas.RebuildStarted)
 

@@ -48,6 +48,9 @@ class RebuildSpec:
     endpoint_timeout_s: float = 900.0
     max_failed: int = 0
     accept_new_fingerprint: bool = False
+    cost_per_million_tokens: float | None = None
+    cost_per_hour: float | None = None
+    budget: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,9 @@ class Router(Protocol):
 
     async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
         """Start or resume a rebuild: {status, job_id}."""
+
+    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """What this rebuild would take and cost, and what of it would fail; changes nothing."""
 
     async def cancel_rebuild(self, collection: str, space: str, by: By) -> None:
         """Cancel a running rebuild and keep its work."""

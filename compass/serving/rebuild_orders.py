@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Any
 
 from compass.domain.collection import RestartSpace, SetSpace
@@ -23,7 +24,7 @@ from compass.errors import (
     RebuildRunningError,
 )
 from compass.serving.changes import Changes, new_space
-from compass.serving.fingerprints import builder
+from compass.serving.fingerprints import builder, mismatches
 from compass.serving.ports import RebuildSpec
 from compass.serving.router_ports import Cluster
 from compass.storage.root import Root
@@ -43,6 +44,7 @@ class RebuildOrders:
     ) -> None:
         """Wire it; `spawn` runs what goes on in the background."""
         self._root, self._cluster, self._changes, self._spawn = root, cluster, changes, spawn
+        self._piloting: set[str] = set()  # space ids
         self._reaped: set[str] = set()  # space ids whose rebuild's process somebody waits to end
 
     async def start(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
@@ -55,20 +57,8 @@ class RebuildOrders:
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
-            own = target.config.embed_endpoint
-            endpoints = spec.endpoints or ((own,) if own else ())
-            if not endpoints:
-                raise InvalidRequestError(
-                    f"vector space {space!r} has no embed_endpoint of its own: name one in the request",
-                    {"errors": [{"field": "embed_endpoint", "detail": "is needed"}]},
-                )
-            running = await self._cluster.find_rebuild(target.id)
-            if running is not None:
-                if await running.running():
-                    raise RebuildRunningError(
-                        f"a rebuild of vector space {space!r} is running; see its status, or cancel it first",
-                        {"space": space},
-                    )
+            endpoints = _endpoints(target, spec)
+            if await self._refuse_running(target):
                 await self._cluster.stop_rebuild(target.id)
             if not spec.restart:
                 await self.refuse_tainted(route, target)
@@ -84,6 +74,59 @@ class RebuildOrders:
             await self._cluster.rebuild(collection, route.uuid, target).start(job)
             self.reap_when_done(collection, target)
             return {"status": target.status, "job_id": job["job_id"]}
+
+    async def estimate(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """What the rebuild would take and cost, and what of it would fail; changes nothing.
+
+        It refuses what the order itself would be refused for, but tells of an endpoint that is another model.
+        """
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            target = route.space(space)
+            endpoints = _endpoints(target, spec)
+            await self._refuse_running(target)
+            if spec.restart:
+                _refuse_default(route, target)
+        if target.id in self._piloting:
+            raise RebuildRunningError(
+                f"vector space {space!r} is being estimated already, and a second time would disturb the first; "
+                "ask again in half a minute",
+                {"space": space},
+            )
+        self._piloting.add(target.id)
+        try:
+            order = {**_order(spec, endpoints), "restart": spec.restart}
+            failures = await self._known_failures(route, target, spec, endpoints)
+            return await self._cluster.pilot(route.uuid, target, {**order, "failures": failures})
+        finally:
+            self._piloting.discard(target.id)
+
+    async def _known_failures(
+        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
+        """What the order would be refused for because of the model behind an endpoint, as failures of the report."""
+        accept, key = spec.accept_new_fingerprint, spec.api_key_env
+        found = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=spec.restart)
+        if not spec.restart:
+            try:
+                await self.refuse_tainted(route, target)
+            except FingerprintMismatchError as error:
+                found.append(error)
+        return [{"type": e.type, "detail": e.detail, "ends_run": True, **e.fields} for e in found]
+
+    async def _refuse_running(self, target: Space) -> bool:
+        """Whether there is a process of an ended rebuild.
+
+        Raises:
+            RebuildRunningError: there is one that runs.
+        """
+        rebuild = await self._cluster.find_rebuild(target.id)
+        if rebuild is not None and await rebuild.running():
+            raise RebuildRunningError(
+                f"a rebuild of vector space {target.name!r} is running; see its status, or cancel it first",
+                {"space": target.name},
+            )
+        return rebuild is not None
 
     async def cancel(self, collection: str, space: str, by: By) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
@@ -133,12 +176,7 @@ class RebuildOrders:
             )
 
     async def _restart(self, route: CollectionRoute, target: Space, note: Note) -> Space:
-        if route.default == target.name:
-            raise DefaultSpaceError(
-                f"vector space {target.name!r} is the default of {route.name!r} and answers queries: "
-                "restarting would empty it; add another space and swap",
-                {"space": target.name},
-            )
+        _refuse_default(route, target)
         await self._cluster.index(route.uuid, target).afford(True)
         fresh = new_space(target.name, target.config, "building", False)
         change = RestartSpace(target.id, fresh)
@@ -188,15 +226,32 @@ def _close_record(vectors: SpaceVectors) -> None:
         vectors.write_run({**record, "state": "cancelled", "ended_at": time.time()})
 
 
+def _endpoints(space: Space, spec: RebuildSpec) -> tuple[str, ...]:
+    own = space.config.embed_endpoint
+    endpoints = spec.endpoints or ((own,) if own else ())
+    if not endpoints:
+        raise InvalidRequestError(
+            f"vector space {space.name!r} has no embed_endpoint of its own: name one in the request",
+            {"errors": [{"field": "embed_endpoint", "detail": "is needed"}]},
+        )
+    return endpoints
+
+
+def _refuse_default(route: CollectionRoute, space: Space) -> None:
+    if route.default == space.name:
+        raise DefaultSpaceError(
+            f"vector space {space.name!r} is the default of {route.name!r} and answers queries: "
+            "restarting would empty it; add another space and swap",
+            {"space": space.name},
+        )
+
+
 def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "job_id": f"rebuild-{secrets.token_hex(6)}",
-        "space_id": space.id,
-        "endpoints": list(endpoints),
-        "api_key_env": spec.api_key_env,
-        "batch_size": spec.batch_size,
-        "concurrency": spec.concurrency,
-        "max_docs_per_s": spec.max_docs_per_s,
-        "endpoint_timeout_s": spec.endpoint_timeout_s,
-        "max_failed": spec.max_failed,
-    }
+    return {"job_id": f"rebuild-{secrets.token_hex(6)}", "space_id": space.id, **_order(spec, endpoints)}
+
+
+def _order(spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
+    """What an order says, as plain values; the router keeps what is its own."""
+    mine = ("restart", "accept_new_fingerprint")
+    said = {name: value for name, value in asdict(spec).items() if name not in mine}
+    return {**said, "endpoints": list(endpoints)}

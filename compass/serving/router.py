@@ -309,6 +309,10 @@ class RouterService:
         """Start a rebuild, or go on with an interrupted one."""
         return await self._rebuilds.start(collection, space, spec, by)
 
+    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """What a rebuild would take and cost, and what of it would fail; changes nothing."""
+        return await self._rebuilds.estimate(collection, space, spec)
+
     async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
         await self._rebuilds.cancel(collection, space, by)

@@ -81,6 +81,9 @@ class Cluster(Protocol):
     async def find_rebuild(self, space_id: str) -> RebuildPort | None:
         """The rebuild actor of a space, if there is one."""
 
+    async def pilot(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
+        """The estimate of a rebuild, by a process that lives no longer than that; see `Pilot.estimate`."""
+
     async def stop_collection(self, uuid: str) -> None:
         """Close the writer and end its process."""
 

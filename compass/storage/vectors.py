@@ -21,7 +21,7 @@ from compass.errors import InvalidRequestError, StorageError
 from compass.storage import index_files
 from compass.storage.objects import MissingObjectError, Objects
 
-__all__ = ["GIVEN", "MissingObjectError", "SpaceVectors", "space_folder"]
+__all__ = ["GIVEN", "MissingObjectError", "SpaceVectors", "space_folder", "stored_bytes"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,11 @@ _RELISTS = 100
 def space_folder(uuid: str, space_id: str) -> str:
     """The folder of a space."""
     return f"{uuid}/spaces/{space_id}"
+
+
+def stored_bytes(dims: int, rows: int) -> int:
+    """What the files of so many vectors take, once they are merged: a vid and a vector each."""
+    return rows * (8 + dims * 4)
 
 
 class SpaceVectors:

@@ -135,6 +135,13 @@ class View:
             sql = "select vid, text from rows where vid in (select value from json_each(?))"
             return dict(db.execute(sql, (_json(vids),)).fetchall())
 
+    def text_lengths(self) -> tuple[IntVector, IntVector]:
+        """The vids of the live chunks that have a text, sorted, and how many characters each text has."""
+        with self._read() as db:
+            sql = "select vid, length(text) from rows where not blank order by vid"
+            found = np.array(db.execute(sql).fetchall(), np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
     def texts_to_embed(self, vids: IntVector | Sequence[int], config: SpaceConfig) -> dict[int, str]:
         """What a space embeds of those of these vids that are live and have a text."""
         chunks = self.by_vids(vids).values()

@@ -97,6 +97,9 @@ class FakeCluster:
         self.indexes: dict[str, SpaceIndex] = {}
         self.rebuilds: dict[str, FakeRebuild] = {}
         self.ended_rebuilds: list[str] = []
+        self.piloted: list[dict[str, Any]] = []
+        self.pilots_go = asyncio.Event()
+        self.pilots_go.set()
         self.wrap_collection: Callable[[Any], Any] = lambda real: real
         self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
         self.router: RouterService | None = None
@@ -132,6 +135,11 @@ class FakeCluster:
 
     async def find_rebuild(self, space_id: str) -> Any:
         return self.rebuilds.get(space_id)
+
+    async def pilot(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
+        self.piloted.append({**order, "space": space.name})
+        await self.pilots_go.wait()
+        return {"failures": order["failures"]}
 
     async def stop_collection(self, uuid: str) -> None:
         if uuid in self.collections:

@@ -131,7 +131,7 @@ class _Dispatch:
             return Reply(route.status)
         if isinstance(answer, bytes):
             return Reply(route.status, answer, ((b"content-type", route.media_type.encode()),))
-        return Reply(route.status, _ENCODER.encode(answer), _JSON_HEADERS)
+        return Reply(route.status_of(answer), _ENCODER.encode(answer), _JSON_HEADERS)
 
     def _find(self, path: str) -> tuple[Mapping[str, Route], dict[str, str]]:
         for pattern, methods in self._patterns:

@@ -51,6 +51,8 @@ def _route(route: Route, document: dict[str, Any]) -> str:
         parts.append(f"<p>Body: {_link(operation['requestBody']['content']['application/json']['schema'])}</p>")
     content = operation["responses"][str(route.status)].get("content")
     shown = _answer(content) if content else "no body"
+    for status in route.others:
+        shown += f"; or {status}, {_answer(operation['responses'][str(status)]['content'])}"
     parts.append(f"<p>Answer: {route.status}, {shown}; else {_link({'$ref': '#/Problem'})}</p>")
     parts.append(f"<pre>{escape(_curl(route))}</pre></details>")
     return "".join(parts)

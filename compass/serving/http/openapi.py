@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from compass import __version__
-from compass.serving.http.routes import ROUTES, Route
+from compass.serving.http.routes import JSON, ROUTES, Route
 
 _REF = "#/components/schemas/{name}"
 _PROBLEM = {
@@ -41,7 +41,11 @@ _PROBLEM = {
 @cache
 def openapi_document() -> dict[str, Any]:
     """The document as plain JSON values; the same object each time."""
-    types = list(dict.fromkeys(t for route in ROUTES for t in (route.answer, route.body, route.query) if t))
+    types = list(
+        dict.fromkeys(
+            t for route in ROUTES for t in (route.answer, *route.others.values(), route.body, route.query) if t
+        )
+    )
     found, components = msgspec.json.schema_components(types, ref_template=_REF)
     schemas = dict(zip(types, found, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -78,6 +82,12 @@ def _operation(route: Route, schemas: dict[Any, Any], components: dict[str, Any]
         "parameters": parameters,
         "responses": {str(route.status): answer, "default": {"description": "A problem.", "content": problem}},
     }
+    for status, kind in route.others.items():
+        content = {JSON: {"schema": schemas[kind]}}
+        operation["responses"][str(status)] = {
+            "description": (kind.__doc__ or "").partition("\n")[0],
+            "content": content,
+        }
     if route.body is not None:
         content = {"application/json": {"schema": schemas[route.body]}}
         operation["requestBody"] = {"required": not route.body_optional, "content": content}

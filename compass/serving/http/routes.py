@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from compass.errors import NotFoundError, NotImplementedYetError
 from compass.serving.gateway import Gateway
 from compass.serving.http import schemas as s
+from compass.serving.http.estimates import RebuildEstimate
 from compass.serving.metrics import CONTENT_TYPE, Metrics
 
 JSON = "application/json"
@@ -53,7 +54,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `answer` None: no body; one of another type than JSON is bytes. `curl`: the body of the example."""
+    """One route. `answer` None: no body; one of another type than JSON is bytes. `curl`: the body of the example.
+
+    `others`: the types of other answers that it may give, by their status.
+    """
 
     method: str
     path: str
@@ -66,6 +70,11 @@ class Route:
     body_optional: bool = False
     curl: str = ""
     media_type: str = JSON
+    others: Mapping[int, Any] = field(default_factory=dict)
+
+    def status_of(self, answer: Any) -> int:
+        """The status of what the handler has answered."""
+        return next((status for status, kind in self.others.items() if type(answer) is kind), self.status)
 
 
 async def _metrics(call: Call) -> bytes:
@@ -251,10 +260,11 @@ ROUTES = (
         SPACE + "/rebuild",
         lambda c: c.gateway.rebuild(c.collection, c.space, c.body, c.who),
         202,
-        "Embed every chunk into a space, in the background; resumes what an earlier run left.",
+        "Embed every chunk into a space, in the background; resumes what an earlier run left. dry_run: estimate it.",
         s.RebuildStarted,
         s.RebuildRequest,
         body_optional=True,
+        others={200: RebuildEstimate},
         curl='{"embed_endpoint": "http://127.0.0.1:8080"}',
     ),
     Route(

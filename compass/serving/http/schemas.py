@@ -119,6 +119,10 @@ class RebuildRequest(Request):
     endpoint_timeout_s: Annotated[float, Meta(gt=0, le=1e6)] = 900.0
     max_failed: Annotated[int, Meta(ge=0, le=INT64_MAX)] = 0
     accept_new_fingerprint: bool = False
+    dry_run: Annotated[bool, Meta(description="Estimate it, and change nothing: answers 200.")] = False
+    cost_per_million_tokens: Annotated[float, Meta(gt=0, description="Of the endpoints.")] | None = None
+    cost_per_hour: Annotated[float, Meta(gt=0, description="Of each endpoint.")] | None = None
+    budget: Annotated[float, Meta(gt=0, description="The most to spend; wants a price.")] | None = None
     reason: Reason = None
 
 
@@ -401,6 +405,13 @@ class Quarantine(Struct):
     next: int | None
 
 
+class Cost(Struct, kw_only=True):
+    """What a run has spent, at the price of its order."""
+
+    spent: float
+    budget: float | None = None
+
+
 class RebuildStatus(Struct, kw_only=True):
     """How far a space is. `progress` never falls and is 1.0 exactly when the space turned active.
 
@@ -419,6 +430,7 @@ class RebuildStatus(Struct, kw_only=True):
     run: RebuildRun = msgspec.field(default_factory=RebuildRun)
     endpoints: list[EndpointStatus] = []
     quarantined: list[QuarantinedChunk] = []
+    cost: Cost | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 

@@ -75,6 +75,30 @@ def test_it_orders_watches_and_ends_with_the_run(monkeypatch: pytest.MonkeyPatch
     )
 
 
+def test_a_dry_run_is_one_call_that_may_take_long() -> None:
+    """It is ordered with its prices, and what comes back is shown; nothing is watched."""
+    span = {"low": 1.0, "estimate": 2.0, "high": 3.0}
+    report = {
+        "chunks": {"total": 4, "without_text": 0, "embedded": 1, "missing": 3, "sampled": 3},
+        "endpoints": [],
+        "docs_per_s": span,
+        "tokens": span,
+        "tokens_from": "server",
+        "time_s": {"embedding": span, "building": span, "total": span},
+        "disk_bytes": {"total": 1, "peak": 2},
+        "memory_bytes": {"total": 3},
+        "cost": span,
+        "budget": None,
+        "failures": [],
+        "rests_on": "3 texts",
+    }
+    with answering((200, report)) as (url, service):
+        result = CliRunner().invoke(command, ["--url", url, *ARGS, "--dry-run", "--cost-per-hour", "2"])
+    assert result.exit_code == 0, result.output
+    assert "2 s (1 s to 3 s)" in result.output
+    assert [asked[3] for asked in service.asked] == [{"dry_run": True, "cost_per_hour": 2.0}]
+
+
 def test_a_failed_run_is_exit_code_1() -> None:
     """With the reason, and what to do."""
     with answering((202, {"job_id": "j"}), (200, status("failed", 40, error="the GPU is gone"))) as (url, _):

@@ -50,6 +50,33 @@ class ScriptedClient:
         return answer
 
 
+def report(*failures: dict[str, Any]) -> dict[str, Any]:
+    span = {"low": 90.0, "estimate": 100.0, "high": 110.0}
+    return {
+        "chunks": {"total": 3_000, "without_text": 0, "embedded": 1_000, "missing": 2_000, "sampled": 341},
+        "endpoints": [
+            {"url": "http://a/embed", "docs_per_s": span, "tokens_per_s": span, "batch_size": 32, "error": None},
+            {
+                "url": "http://b/embed",
+                "docs_per_s": None,
+                "tokens_per_s": None,
+                "batch_size": None,
+                "error": "is [down]",
+            },
+        ],
+        "docs_per_s": span,
+        "tokens": span,
+        "tokens_from": "characters",
+        "time_s": {"embedding": {"low": 8_000, "estimate": 9_000, "high": 11_000}, "building": None, "total": span},
+        "disk_bytes": {"total": 1_700_000_000, "peak": 3_400_000_000},
+        "memory_bytes": {"total": 2_500_000_000},
+        "cost": span,
+        "budget": 105.0,
+        "failures": list(failures),
+        "rests_on": "341 texts",
+    }
+
+
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compass.cli.rebuild_job.POLL_S", 0.001)
@@ -72,6 +99,50 @@ def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert "50.00 %  1,500 of 3,000 chunks  250/s  6 s to go" in done.output
     assert "100.00 %" in done.output
+
+
+def test_a_dry_run_is_shown_and_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order says so; the report has speeds, times, sizes, cost and what they rest on."""
+    client = ScriptedClient()
+    client.rebuild = lambda collection, space, **fields: (client.started.append(fields), report())[1]  # type: ignore[method-assign]
+    arguments = ["--dry-run", "--budget", "105", "--cost-per-million-tokens", "0.5"]
+    done = invoke(monkeypatch, client, *arguments)
+    assert done.exit_code == 0, done.output
+    assert client.started == [{"dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}]
+    for said in (
+        "http://a/embed",
+        "http://b/embed  unknown",
+        "2,000 to embed of 3,000, 341 sampled",
+        "2 h 30 min (2 h 13 min to 3 h 3 min)",
+        "guessed from characters",
+        "1.7 GB, at its peak 3.4 GB",
+        "100 (90 to 110), the budget is 105",
+        "341 texts; nothing was changed",
+    ):
+        assert said in done.output
+
+
+def test_a_dry_run_of_what_would_fail_exits_non_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each reason, and the chunks that would be refused; what only concerns one endpoint is a note."""
+    chunk = {"id": 9, "file_id": "guide", "chunk_index": 4, "reason": "longer than 512 tokens"}
+    refusals = {"type": "chunks-refused", "detail": "refuses 1 of 341", "ends_run": True, "chunks": [chunk]}
+    down = {"type": "endpoint-unavailable", "detail": "b is down", "ends_run": False}
+    client = ScriptedClient()
+    client.rebuild = lambda *args, **fields: report(down, refusals)  # type: ignore[method-assign]
+    done = invoke(monkeypatch, client, "--dry-run")
+    assert done.exit_code == 1
+    assert "would fail refuses 1 of 341" in done.output
+    assert "guide #4 (chunk 9): longer than 512 tokens" in done.output
+    assert "note b is down" in done.output
+    assert "would fail as it is ordered" in done.stderr
+    client.rebuild = lambda *args, **fields: report(down)  # type: ignore[method-assign]
+    assert invoke(monkeypatch, client, "--dry-run").exit_code == 0
+
+
+def test_what_a_run_has_spent_is_in_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its order names a price."""
+    paid = status("done", cost={"spent": 3.25, "budget": 10.0})
+    assert "3.25 of 10 spent" in invoke(monkeypatch, ScriptedClient(paid)).output
 
 
 def test_a_stall_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

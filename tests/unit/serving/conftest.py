@@ -171,6 +171,30 @@ class FakeIndex:
         return sorted(found, key=lambda hit: -hit.score)[: query.top_k]
 
 
+SPAN = {"low": 1.0, "estimate": 2.0, "high": 3.0}
+ESTIMATE: dict[str, Any] = {
+    "chunks": {"total": 4, "without_text": 1, "embedded": 1, "missing": 2, "sampled": 2},
+    "endpoints": [
+        {"url": "http://a/embed", "docs": 2, "refused": 1, "docs_per_s": SPAN, "tokens_per_s": SPAN}
+        | {"tokens_from": "server", "batch_size": 32, "error": None}
+    ],
+    "docs_per_s": SPAN,
+    "tokens": SPAN,
+    "tokens_from": "server",
+    "time_s": {"embedding": SPAN, "building": None, "total": SPAN},
+    "disk_bytes": {"vectors": 1, "graph": 2, "total": 3, "peak": 6},
+    "memory_bytes": {"graph": 1, "rows": 2, "total": 3},
+    "cost": SPAN,
+    "budget": 5.0,
+    "failures": [
+        {"type": "chunks-refused", "detail": "too long", "ends_run": True, "endpoint": "http://a/embed"}
+        | {"count": SPAN, "chunks": [{"id": 1, "file_id": "f", "chunk_index": 0, "reason": "too long"}]}
+    ],
+    "rests_on": "2 texts",
+    "took_s": 1.5,
+}
+
+
 class FakeRouter:
     """Changes the table at once; the preconditions are the domain's own."""
 
@@ -178,6 +202,7 @@ class FakeRouter:
         self._service = service
         self.states: dict[str, CollectionState] = {}
         self.rebuilds: dict[str, RebuildSpec] = {}
+        self.estimated: list[RebuildSpec] = []
         self.swap_lags = False
         self.asked: list[tuple[str, By]] = []
         self.confirmed: list[str | None] = []
@@ -242,6 +267,11 @@ class FakeRouter:
             raise RebuildRunningError(f"a rebuild of {space!r} runs")
         self.rebuilds[found.id] = spec
         return {"status": found.status, "job_id": "job-1"}
+
+    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        self._state(collection).by_name(space)
+        self.estimated.append(spec)
+        return ESTIMATE
 
     async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
         self.asked.append(("cancel_rebuild", by))

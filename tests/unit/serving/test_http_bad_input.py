@@ -110,6 +110,23 @@ async def test_a_rebuild_without_an_endpoint_anywhere(http: Any) -> None:
         await refused(http, "/collections/docs/vector-spaces/old/rebuild", fields)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("prices", "field"),
+    [
+        ({"budget": 5}, "budget"),
+        ({"budget": 0, "cost_per_hour": 1}, "budget"),
+        ({"cost_per_hour": 1, "cost_per_million_tokens": 1}, "cost_per_hour"),
+        ({"cost_per_hour": -1}, "cost_per_hour"),
+        ({"cost_per_million_tokens": "1"}, "cost_per_million_tokens"),
+    ],
+)
+async def test_a_budget_wants_one_price(http: Any, prices: Any, field: str, dry_run: bool) -> None:
+    """None, or two: nobody would know what is counted."""
+    problem = await refused(http, "/collections/docs/vector-spaces/old/rebuild", {**prices, "dry_run": dry_run})
+    assert problem["errors"][0]["field"].endswith(field)
+
+
 async def test_a_patch_that_changes_nothing_or_too_much(http: Any) -> None:
     """Only embed_endpoint, query_prompt_name and hnsw.ef_search can change."""
     for body in (

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from compass import __version__
 from compass.errors import EndpointUnavailableError, UnavailableError
+from compass.serving.http.openapi import openapi_document
 from compass.serving.ports import SwapSpec
 
 CHUNKS = [
@@ -259,6 +261,8 @@ async def test_a_rebuild_starts_conflicts_and_is_cancelled(http: Any, docs: Any)
     await http.post("/collections/docs/vector-spaces", json={"name": "new", "dims": 8, "model": "m"})
     path = "/collections/docs/vector-spaces/new/rebuild"
     body = {
+        "cost_per_hour": 2.5,
+        "budget": 10,
         "embed_endpoint": ["http://127.0.0.1:9", "http://127.0.0.1:10/embed", "http://127.0.0.1:9/embed"],
         "batch_size": 16,
         "api_key_env": "COMPASS_EMBED_KEY_A",
@@ -270,9 +274,26 @@ async def test_a_rebuild_starts_conflicts_and_is_cancelled(http: Any, docs: Any)
     (spec,) = docs.router.rebuilds.values()
     assert spec.endpoints == ("http://127.0.0.1:9/embed", "http://127.0.0.1:10/embed")
     assert (spec.batch_size, spec.api_key_env, spec.concurrency) == (16, "COMPASS_EMBED_KEY_A", 4)
+    assert (spec.budget, spec.cost_per_hour) == (10, 2.5)
     assert (await http.post(path, json=body)).json()["type"] == "rebuild-running"
     assert (await http.delete(path)).status_code == 202
     assert (await http.delete(path)).status_code == 404
+    assert (await http.post("/collections/docs/vector-spaces/no/rebuild", json=body)).status_code == 404
+
+
+async def test_a_dry_run_answers_200_with_the_estimate(http: Any, docs: Any) -> None:
+    """The same call with dry_run: the report as the document promises it, and nothing is started."""
+    path = "/collections/docs/vector-spaces/old/rebuild"
+    body = {"dry_run": True, "cost_per_million_tokens": 0.5, "budget": 5}
+    answer = await http.post(path, json=body)
+    assert answer.status_code == 200
+    operation = openapi_document()["paths"]["/collections/{collection}/vector-spaces/{space}/rebuild"]["post"]
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    Draft202012Validator({**openapi_document(), **schema}).validate(answer.json())
+    assert answer.json()["failures"][0]["chunks"][0]["reason"] == "too long"
+    (spec,) = docs.router.estimated
+    assert (spec.cost_per_million_tokens, spec.cost_per_hour, spec.budget) == (0.5, None, 5.0)
+    assert docs.router.rebuilds == {}
     assert (await http.post("/collections/docs/vector-spaces/no/rebuild", json=body)).status_code == 404
 
 

@@ -664,6 +664,57 @@ async def test_a_second_rebuild_is_refused(world: World) -> None:
     assert await world.cluster.rebuilds[space_id].running()
 
 
+async def test_an_estimate_is_asked_of_a_pilot_and_leaves_no_trace(world: World) -> None:
+    """It is given the order; no run starts, the space does not follow, the log has no further commit."""
+    uuid = await world.create("one")
+    await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
+    before = world.space("new"), (await world.cluster.collection(uuid).info())["seq"]
+    spec = RebuildSpec(("http://b1", "http://b2"), batch_size=8, budget=5.0, cost_per_hour=1.0)
+    assert await world.router.estimate_rebuild("docs", "new", spec) == {"failures": []}
+    (order,) = world.cluster.piloted
+    assert (order["space"], order["endpoints"], order["batch_size"]) == ("new", ["http://b1", "http://b2"], 8)
+    assert (order["budget"], order["cost_per_hour"], order["restart"]) == (5.0, 1.0, False)
+    assert (world.space("new"), (await world.cluster.collection(uuid).info())["seq"]) == before
+    assert world.cluster.rebuilds == {}
+
+
+async def test_an_estimate_is_refused_where_the_order_would_be(world: World) -> None:
+    """An unknown space, no endpoint, a running rebuild, a restart of the default; and while another is made."""
+    await world.create()
+    await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
+    spec = RebuildSpec(("http://b1",))
+    for name, order, kind in [
+        ("none", spec, NotFoundError),
+        ("new", RebuildSpec(), InvalidRequestError),
+        ("old", RebuildSpec(restart=True), DefaultSpaceError),
+    ]:
+        with pytest.raises(kind):
+            await world.router.estimate_rebuild("docs", name, order)
+    world.cluster.pilots_go.clear()
+    first = asyncio.create_task(world.router.estimate_rebuild("docs", "new", spec))
+    await until(lambda: world.cluster.piloted)
+    with pytest.raises(RebuildRunningError, match="estimated already"):
+        await world.router.estimate_rebuild("docs", "new", spec)
+    world.cluster.pilots_go.set()
+    await first
+    await world.router.start_rebuild("docs", "new", spec)
+    with pytest.raises(RebuildRunningError, match="is running"):
+        await world.router.estimate_rebuild("docs", "new", spec)
+    assert len(world.cluster.piloted) == 1
+
+
+async def test_an_estimate_tells_of_another_model(world: World) -> None:
+    """With both fingerprints, as something that ends the run; a restart asks only that the endpoints agree."""
+    await built_by_a(world)
+    world.cluster.models["a"].says = ServerInfo(model_id="other")
+    (failure,) = (await world.router.estimate_rebuild("docs", "old", RebuildSpec()))["failures"]
+    assert (failure["type"], failure["ends_run"]) == ("fingerprint-mismatch", True)
+    assert (failure["recorded"]["model_id"], failure["found"]["model_id"]) == ("a", "other")
+    await world.router.add_space("docs", "new", NEW)
+    restart = RebuildSpec(restart=True)
+    assert (await world.router.estimate_rebuild("docs", "new", restart))["failures"] == []
+
+
 async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

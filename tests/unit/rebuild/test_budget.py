@@ -1,0 +1,194 @@
+"""A budget stops a run before it is passed, and what was paid for is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+
+from compass.domain.space import SpaceConfig
+from compass.embed_server import served
+from compass.errors import BudgetSpentError
+from compass.rebuild.job import RebuildJob
+from compass.rebuild.run import RebuildRun
+from compass.rebuild.stage import StageOpener
+
+DIMS = 16
+PRICE = 1_000_000.0  # of a million tokens: a token costs 1, and so does a word of these servers
+
+
+class RunMeter:
+    """The meter of a stage in the process of its run."""
+
+    def __init__(self, run: RebuildRun, attempt: str, settling: set[Any]) -> None:
+        self.run, self.attempt, self.settling = run, attempt, settling
+
+    async def reserve(self, tokens: int) -> int:
+        held = await self.run.reserve(self.attempt, tokens)
+        if not held:
+            raise BudgetSpentError("the budget does not allow it")
+        return held
+
+    def settle(self, held: int, tokens: int) -> None:
+        task = asyncio.ensure_future(self.run.settle(self.attempt, held, tokens))
+        self.settling.add(task)
+        task.add_done_callback(self.settling.discard)
+
+
+class Counted:
+    """A reply of an embed server that counts words and texts; it answers nothing itself."""
+
+    def __init__(self) -> None:
+        self.words = 0
+        self.texts: Counter[str] = Counter()
+
+    def __call__(self, texts: list[str]) -> Response | None:
+        self.words += sum(len(text.split()) for text in texts)
+        self.texts.update(texts)
+        return None
+
+
+@pytest.fixture
+def new_run(world: Any, tmp_path: Path) -> Any:
+    """Make runs with the stages and the meter that production opens."""
+
+    def make() -> RebuildRun:
+        settling: set[Any] = set()
+        uuid = world.store.state.uuid
+        meter = lambda attempt: RunMeter(run, attempt, settling)  # noqa: E731 - the run comes after
+        world.open_stage = StageOpener(
+            str(tmp_path / "data"), uuid, "new-1", SpaceConfig(DIMS, "m"), 5.0, meter=meter
+        )
+        run: RebuildRun = world.new_run()
+        return run
+
+    return make
+
+
+def order(job_id: str, url: str, **fields: Any) -> RebuildJob:
+    return RebuildJob(job_id, (url,), batch_size=8, cost_per_million_tokens=PRICE, **fields)
+
+
+async def test_the_spending_never_passes_the_budget(world: Any, new_run: Any) -> None:
+    """With four and more requests in flight too: what the server counted is what was spent, and within the budget."""
+    counted = Counted()
+    world.ingest(f"text {i} about subject{i % 7}" for i in range(400))  # of 4 words each
+    with served("m", DIMS, reply=counted, delay_ms=20) as endpoint:
+        run = new_run()
+        await run.start(order("j", endpoint.url, budget=600.0))
+        record = await run.wait()
+    assert record.state == "failed"
+    assert "the budget is spent" in record.error
+    assert "of 600" in record.error
+    assert "a budget for the rest" in record.error
+    assert 500 <= counted.words <= 600
+    status = await run.status()
+    assert status["cost"] == {"spent": float(counted.words), "budget": 600.0}
+    assert len(world.vectors.have()) == counted.words // 4, "what was paid for is durable"
+
+
+async def test_a_greater_budget_goes_on_and_pays_for_nothing_twice(world: Any, new_run: Any) -> None:
+    """The next order is a new account; no text is sent a second time, and the space turns active."""
+    counted = Counted()
+    world.ingest(f"text {i} about subject{i % 7}" for i in range(400))
+    with served("m", DIMS, reply=counted, delay_ms=10) as endpoint:
+        run = new_run()
+        await run.start(order("j1", endpoint.url, budget=700.0))
+        assert (await run.wait()).state == "failed"
+        first = counted.words
+        await run.start(order("j2", endpoint.url, budget=1_600.0))
+        assert (await run.wait()).state == "done"
+        status = await run.status()
+    assert set(counted.texts.values()) == {1}
+    assert status["cost"] == {"spent": 1_600.0 - first, "budget": 1_600.0}
+    assert world.status() == "active"
+
+
+async def test_a_crash_forgets_no_spending(world: Any, new_run: Any) -> None:
+    """A run that resumes counts what its predecessor may have spent, and stays within the budget of both."""
+    counted = Counted()
+    world.ingest(f"text {i} about subject{i % 7}" for i in range(2_000))
+    with served("m", DIMS, reply=counted, docs_per_s=1_000) as endpoint:
+        run = new_run()
+        await run.start(order("j", endpoint.url, budget=6_000.0))
+        await until(lambda: counted.words > 1_000)
+        await run.close()  # as a crash would: the record still says that it runs
+        stored = world.vectors.read_run()
+        assert stored["state"] == "running"
+        assert stored["spending"]["at_most"] >= 1_000
+        resumed = new_run()
+        assert await resumed.running()
+        record = await resumed.wait()
+    assert (record.state, record.job.job_id) == ("failed", "j")
+    assert counted.words <= record.spending["spent"] <= 6_000
+    assert counted.words >= 3_000
+
+
+async def test_the_mark_is_stored_before_it_is_used(world: Any, new_run: Any) -> None:
+    """At each request that arrives the durable record covers all that was sent: a kill -9 cannot undercount."""
+    seen: list[tuple[int, float]] = []
+    words = [0]
+
+    def reply(texts: list[str]) -> Response | None:
+        words[0] += sum(len(text.split()) for text in texts)
+        seen.append((words[0], world.vectors.read_run()["spending"]["at_most"]))
+        return None
+
+    world.ingest(f"text {i} about subject{i % 7}" for i in range(300))
+    with served("m", DIMS, reply=reply) as endpoint:
+        run = new_run()
+        await run.start(order("j", endpoint.url, budget=1_000.0))
+        await run.wait()
+    assert len(seen) > 10
+    assert all(sent <= stored <= 1_000 for sent, stored in seen)
+
+
+async def test_by_the_hour_the_run_ends_in_time(world: Any, new_run: Any) -> None:
+    """The wall time of the run times its endpoints is what counts; what was embedded until then is kept."""
+    world.ingest(f"text {i}" for i in range(2_000))
+    with served("m", DIMS, docs_per_s=200) as endpoint:
+        run = new_run()
+        began = time.monotonic()
+        job = RebuildJob("j", (endpoint.url, endpoint.url), batch_size=4, cost_per_hour=3_600.0, budget=6.0)
+        await run.start(job)
+        record = await run.wait()
+        took_s = time.monotonic() - began
+    assert record.state == "failed"
+    assert "the budget is spent" in record.error
+    assert 1.5 <= took_s <= 3.5
+    assert 4.0 <= record.spending["spent"] <= 6.0
+    assert len(world.vectors.have()) >= 200
+
+
+async def test_a_price_without_a_budget_is_counted(world: Any, new_run: Any) -> None:
+    """The status tells what a run has cost; nothing ends it."""
+    counted = Counted()
+    world.ingest(["one two", "three"])
+    with served("m", DIMS, reply=counted) as endpoint:
+        run = new_run()
+        await run.start(order("j", endpoint.url))
+        assert (await run.wait()).state == "done"
+    assert (await run.status())["cost"] == {"spent": 3.0, "budget": None}
+
+
+async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> None:
+    """Nobody is told a cost that nobody named."""
+    world.ingest(["one"])
+    with served("m", DIMS) as endpoint:
+        run = new_run()
+        await run.start(RebuildJob("j", (endpoint.url,)))
+        assert (await run.wait()).state == "done"
+    assert "cost" not in await run.status()
+
+
+async def until(condition: Any, wait_s: float = 10.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
