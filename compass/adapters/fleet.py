@@ -281,7 +281,7 @@ class FleetEmbedder:
         except TooManyError as error:
             self._too_many(member, piece, error)
         except EndpointRefusedError as error:
-            if piece.count > 1 and not member.batch.is_proven(piece.count):
+            if piece.count > 1 and not member.says_its_limit and not member.batch.is_proven(piece.count):
                 self._shrink(member, piece)  # a server may say "too many" in words of its own
             else:
                 await self._blame(member, piece, error.detail)

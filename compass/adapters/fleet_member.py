@@ -73,6 +73,11 @@ class Member:
     overloads: int = 0
     why: EmbeddingError | None = None
 
+    @property
+    def says_its_limit(self) -> bool:
+        """Whether its `/info` tells how many texts it takes, so that no refusal has to be read as that."""
+        return self.client.info is not None and self.client.info.max_batch is not None
+
     def has_room(self, now: float) -> bool:
         """Whether it may be given a request now."""
         if self.state == "paused" and now >= self.until:

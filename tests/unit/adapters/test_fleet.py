@@ -181,6 +181,15 @@ async def test_limits_of_the_whole_are_kept() -> None:
 # ---- faults
 
 
+async def test_a_poison_text_in_the_first_batch_does_not_shrink_what_info_allows() -> None:
+    """A server that tells how many texts it takes means the text when it refuses one."""
+    with served("m", DIMS, max_input_length=50) as server:
+        async with fleet(server, config=SpaceConfig(DIMS, "m", truncate=False)) as embedder:
+            done = await embedder.embed_each(["word " * 60, *TEXTS])
+            assert list(done.refused) == [0]
+            assert embedder.endpoints()[0]["batch_size"] == 32
+
+
 async def test_a_dead_endpoint_is_put_aside_and_taken_back() -> None:
     """Its work goes to the other without loss; back on its port it gets work again."""
     with restarted(delay_ms=5) as dying, served("m", DIMS, delay_ms=5) as steady:
