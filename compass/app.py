@@ -44,6 +44,7 @@ from compass.storage.root import Root
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
+JOIN_S = 10.0  # how long a new gateway waits for the router before it shows itself
 QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
 
 log = logging.getLogger(__name__)
@@ -210,6 +211,9 @@ class GatewayReplica:
         )
         self._app = build_app(self._gateway, values, metrics)
         self._door = Door(self._app, values.host, values.port)
+        # Connections come with the first instant of listening, also in a rollout: so not before there are answers.
+        # While a service opens for long, the door says so.
+        await self._table.joined(JOIN_S)
         self._door.open()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -259,6 +263,7 @@ def build(args: dict[str, Any] | None = None) -> serve.Application:
         num_replicas=settings.gateways,
         max_ongoing_requests=settings.max_in_flight,
         health_check_period_s=1,
+        max_surge_percent=100,  # a rollout ends an old replica when a new one answers, also where there is one only
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=15,
         ray_actor_options={"num_cpus": 0},

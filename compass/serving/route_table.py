@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -77,6 +78,14 @@ class RouteTable:
         if not self.ready:
             await self._wait(self._without_lease)
         return self._holding.table
+
+    async def joined(self, wait_s: float) -> bool:
+        """Wait for the first word of the router, but not for ever; whether it has come."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not self.ready:
+                    await self._news.wait()
+        return self.ready
 
     @asynccontextmanager
     async def route(self, collection: str, space: str | None = None) -> AsyncIterator[Routed]:
