@@ -40,7 +40,7 @@ from compass.serving.space_index import SpaceIndex
 from compass.settings import Settings
 from compass.storage import incarnation
 from compass.storage.objects import open_objects
-from compass.storage.root import Root
+from compass.storage.root import Root, hold
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
@@ -96,7 +96,8 @@ class RouterProcess(RouterService):
     def __init__(self, settings: dict[str, Any]) -> None:
         self._values = Settings(**settings)
         root = _root(self._values)
-        self._held = root.lock()
+        self._service = ray.get_runtime_context().get_session_name()
+        self._lock = root.lock(self._service)
         objects = self._objects = root.objects
         self._began, number = boot_clock(), incarnation.claim(objects)
         self._alone = incarnation.follows_nobody(objects, number)
@@ -126,12 +127,14 @@ class RouterProcess(RouterService):
         idle_s, waited_s, renewed = self._values.idle_exit_s, 0, publisher.last_renewal
         while not publisher.superseded and waited_s < idle_s:
             await asyncio.sleep(1)  # counted awake: after a suspension the gateways must have a chance to ask
+            await asyncio.to_thread(hold, self._lock, self._service)  # a predecessor may have had it until now
             waited_s = waited_s + 1 if publisher.last_renewal == renewed else 0
             renewed = publisher.last_renewal
-        if not publisher.superseded:
-            log.warning("no gateway for %g s: the service ends", idle_s)
-            await super().close()
-            await self._actors.stop_all()
+        if publisher.superseded:
+            os._exit(1)  # not `ray.kill`: by its actor's id that would end the successor, wherever it is
+        log.warning("no gateway for %g s: the service ends", idle_s)
+        await super().close()
+        await self._actors.stop_all()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
