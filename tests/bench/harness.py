@@ -73,11 +73,12 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def compass_service() -> Iterator[str]:
-    """`compass serve` on a temporary folder; its base URL."""
+def compass_service(**settings: str) -> Iterator[str]:
+    """`compass serve` on a temporary folder, with these settings; its base URL."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="bench-compass-") as folder:
         env = {"COMPASS_DATA": folder, "COMPASS_PORT": str(port), "COMPASS_SERVE_PORT": str(free_port())}
+        env |= {f"COMPASS_{name.upper()}": value for name, value in settings.items()}
         url = f"http://127.0.0.1:{port}"
         with server("-m", "compass.cli.main", "serve", ready=f"{url}/ready", env=env):
             yield url
