@@ -125,17 +125,25 @@ class RouterProcess(RouterService):
     async def _end_when_idle(self, publisher: Publisher) -> None:
         await asyncio.wait([self._opened])  # no poll is answered before, however long that takes
         idle_s, waited_s, renewed = self._values.idle_exit_s, 0, publisher.last_renewal
-        while not publisher.superseded and waited_s < idle_s:
+        while waited_s < idle_s:
             await asyncio.sleep(1)  # counted awake: after a suspension the gateways must have a chance to ask
             await asyncio.to_thread(hold, self._lock, self._service)  # a predecessor may have had it until now
             waited_s = waited_s + 1 if publisher.last_renewal == renewed else 0
             renewed = publisher.last_renewal
-        if publisher.superseded:
-            os._exit(1)  # not `ray.kill`: by its actor's id that would end the successor, wherever it is
+            if publisher.superseded or (waited_s >= idle_s and await self._has_successor()):
+                os._exit(1)  # by their names the service's actors are the successor's, and so is our own
         log.warning("no gateway for %g s: the service ends", idle_s)
         await super().close()
         await self._actors.stop_all()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    async def _has_successor(self) -> bool:
+        """Whether the gateways are silent because they ask another router; also where nobody can tell."""
+        try:
+            return await asyncio.to_thread(incarnation.latest, self._objects) > self._number
+        except OSError as error:
+            log.warning("the claims of routers cannot be read: %s", error)
+            return True
 
 
 class _Tell:

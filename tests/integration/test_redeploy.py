@@ -43,28 +43,26 @@ def _post(url: str, **options: Any) -> httpx.Response:
     return httpx.post(url, trust_env=False, timeout=10, **options)
 
 
-@pytest.mark.timeout(240)
-def test_no_query_fails_while_a_new_version_is_rolled_out(deployed: Any, wait_until: Any) -> None:
-    """One gateway is replaced, then one by two and two by one, under load through both doors: 0 failed queries."""
+def _rolled_out_under_load(deployed: Any, wait_until: Any, rollouts: list[dict[str, int]]) -> None:
     app = deployed(lease_s=5)
     _post(f"{app.url}/collections", json={"name": "kept"}).raise_for_status()
     chunk = {"file_id": "f", "chunk_index": 0, "text": "an otter swims"}
     _post(f"{app.url}/collections/kept/ingest", json={"chunks": [chunk]}).raise_for_status()
     doors = {"own door": app.url, "Serve's door": app.serve_url}
     clients = [
-        Client(door, url, keep=keep) for door, url in doors.items() for keep in (True, False) for _ in range(2)
+        Client(name, url, keep=keep) for name, url in doors.items() for keep in (True, False) for _ in range(2)
     ]
     for client in clients:
         client.start()
     try:
-        for gateways, changed in ((1, {"max_in_flight": 100}), (2, {"gateways": 2}), (1, {"gateways": 1})):
+        for changed in rollouts:
             before = app.gateways()
             app.change(**changed)
             app.deploy()
 
-            def rolled_out(before: set[int] = before, gateways: int = gateways) -> bool:
+            def rolled_out(before: set[int] = before, count: int = changed["gateways"]) -> bool:
                 now = app.gateways()
-                return len(now) == gateways and not now & before
+                return len(now) == count and not now & before
 
             wait_until(rolled_out, 60, f"the rollout of {changed}")
     finally:
@@ -74,3 +72,19 @@ def test_no_query_fails_while_a_new_version_is_rolled_out(deployed: Any, wait_un
             client.join(30)
     assert [failure for client in clients for failure in client.failed] == []
     assert all(client.answered > 20 for client in clients), {c.name: c.answered for c in clients}
+
+
+@pytest.mark.timeout(240)
+def test_no_query_fails_while_a_new_version_is_rolled_out(deployed: Any, wait_until: Any) -> None:
+    """One gateway is replaced by one, and that one by two, under load through both doors: 0 failed queries."""
+    rollouts = [{"gateways": 1, "max_in_flight": 100}, {"gateways": 2, "max_in_flight": 100}]
+    _rolled_out_under_load(deployed, wait_until, rollouts)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_no_query_fails_in_many_rollouts(deployed: Any, wait_until: Any) -> None:
+    """The same a dozen times, to and fro between one gateway and three."""
+    _rolled_out_under_load(
+        deployed, wait_until, [{"gateways": 1 + turn % 3, "max_in_flight": 100 + turn} for turn in range(12)]
+    )
