@@ -24,6 +24,7 @@ from compass.adapters.embedders import open_embedder
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
+from compass.errors import CompassError
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -44,6 +45,7 @@ from compass.storage.root import Root, hold
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
+LEAVE_S = 1.0  # how long an ending gateway tries to say so
 JOIN_S = 10.0  # how long a new gateway waits for the router before it shows itself
 QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
 
@@ -203,6 +205,7 @@ class GatewayReplica:
 
         self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s, told=told)
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
+        self._router, self._name = router, name
 
         @lru_cache(maxsize=256)
         def index(space_id: str) -> BatchedIndex:
@@ -254,8 +257,16 @@ class GatewayReplica:
             raise RuntimeError("the gateway has stopped asking the router")
 
     async def _close(self) -> None:
+        """Answer what has been asked, then tell the router, so that the next swap need not wait for our lease."""
         await self._door.close()
         self._polling.cancel()
+        await asyncio.wait([self._polling])
+        self._table.leave()
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._router.leave(self._name)
+        except (TimeoutError, CompassError) as error:
+            log.info("the router does not hear that this gateway ends: %s", error or "timeout")
 
 
 def build(args: dict[str, Any] | None = None) -> serve.Application:

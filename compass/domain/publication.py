@@ -71,6 +71,14 @@ class PollGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """A gateway has stopped answering for good; it will take no lease any more."""
+
+    gateway: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
     """A transition is wanted; `removed` are the ids of the spaces that it takes away."""
 
@@ -120,7 +128,7 @@ class Tick:
     now: float
 
 
-Event = PollArrived | PollGone | Begin | Committed | CommitFailed | Replace | Confirmed | Tick
+Event = PollArrived | PollGone | Left | Begin | Committed | CommitFailed | Replace | Confirmed | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +262,8 @@ class Publication:
                 out += self._arrive(event)
             case PollGone(poll):
                 self._polls = {g: p for g, p in self._polls.items() if p.id != poll}
+            case Left(gateway):
+                out += self._leave(gateway)
             case Begin(op, scope, removed):
                 self._queues.setdefault(scope.collection, deque()).append(_Transition(op, scope, removed))
             case Committed(op, update):
@@ -289,6 +299,12 @@ class Publication:
             self._acks[event.gateway] = event.ack
         self._polls[event.gateway] = _Poll(event.poll, event.ack.stamp, event.now)
         return out
+
+    def _leave(self, gateway: str) -> list[Instruction]:
+        self._leases.release(gateway)
+        self._acks.pop(gateway, None)
+        poll = self._polls.pop(gateway, None)
+        return [Answer(poll.id, Directive(self.stamp, 0.0))] if poll else []
 
     def _answer(self, now: float) -> list[Instruction]:
         """Answer the polls of those who lack something, and those that have waited long enough."""

@@ -122,6 +122,10 @@ class RouteTable:
                     log.info("gateway %s has found the router again", self._id)
                 backoff_s = 0.0
 
+    def leave(self) -> None:
+        """Answer nothing any more. Call it when `run` has ended, before the router is told."""
+        self._holding = Holding()
+
     # ---- the query's side
 
     def _obstacle(self, collection: str, space: str | None) -> str | None:

@@ -60,13 +60,15 @@ class Head:
         return list(self.workers().values())
 
     def stop(self) -> None:
-        """End it and whatever it started."""
+        """End it and whatever it started; politely, which with a service on it takes long, for a few seconds only."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
-        for process in psutil.wait_procs(family, timeout=10)[1]:
-            process.kill()
+        for process in psutil.wait_procs(family, timeout=5)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.kill()
+        self.process.wait()
+        psutil.wait_procs(family, timeout=5)
 
 
 class Deployed:

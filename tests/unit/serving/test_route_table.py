@@ -119,6 +119,14 @@ async def test_joining_waits_for_the_router_but_not_for_ever(router: ScriptedRou
         assert await joining
 
 
+async def test_gateway_that_leaves_answers_nothing_any_more(held: RouteTable) -> None:
+    """However long its lease would have run: the router will be told that nobody needs to wait for it."""
+    assert held.ready
+    held.leave()
+    with pytest.raises(UnavailableError):
+        await enter(held)
+
+
 async def test_query_waits_for_a_lease_that_is_being_renewed(
     held: RouteTable, router: ScriptedRouter, clock: ManualClock
 ) -> None:
