@@ -288,6 +288,7 @@ def build(args: dict[str, Any] | None = None) -> serve.Application:
         max_surge_percent=100,  # a rollout ends an old replica when a new one answers, also where there is one only
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=15,
-        ray_actor_options={"num_cpus": 0},
+        # A byte, so that gateways are spread over the nodes: Ray places at random what reserves nothing at all.
+        ray_actor_options={"num_cpus": 0, "memory": 1},
     )(serve.ingress()(GatewayReplica))
     return deployment.bind(plain)
