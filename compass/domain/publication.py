@@ -263,7 +263,10 @@ class Publication:
             case PollGone(poll):
                 self._polls = {g: p for g, p in self._polls.items() if p.id != poll}
             case Left(gateway):
-                out += self._leave(gateway)
+                self._leases.release(gateway)
+                self._acks.pop(gateway, None)
+                if left := self._polls.pop(gateway, None):
+                    out.append(Answer(left.id, Directive(self.stamp, 0.0)))
             case Begin(op, scope, removed):
                 self._queues.setdefault(scope.collection, deque()).append(_Transition(op, scope, removed))
             case Committed(op, update):
@@ -299,12 +302,6 @@ class Publication:
             self._acks[event.gateway] = event.ack
         self._polls[event.gateway] = _Poll(event.poll, event.ack.stamp, event.now)
         return out
-
-    def _leave(self, gateway: str) -> list[Instruction]:
-        self._leases.release(gateway)
-        self._acks.pop(gateway, None)
-        poll = self._polls.pop(gateway, None)
-        return [Answer(poll.id, Directive(self.stamp, 0.0))] if poll else []
 
     def _answer(self, now: float) -> list[Instruction]:
         """Answer the polls of those who lack something, and those that have waited long enough."""
@@ -394,9 +391,8 @@ class Publication:
         self._queues[t.scope.collection].popleft()
 
     def _update(self, update: Update) -> None:
-        table = update(self.table)
         self._revision += 1
-        self.table = replace(table, incarnation=self._incarnation, version=self._revision)
+        self.table = replace(update(self.table), incarnation=self._incarnation, version=self._revision)
 
     def _find(self, op: int) -> _Transition:
         return next(q[0] for q in self._queues.values() if q[0].op == op and q[0].phase is Phase.COMMIT)
