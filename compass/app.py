@@ -27,7 +27,7 @@ from compass.adapters.memory import open_room
 from compass.domain.embedding import Embedder
 from compass.domain.routing import RoutingTable
 from compass.domain.space import BuiltBy, Space
-from compass.errors import BudgetSpentError, UnavailableError
+from compass.errors import BudgetSpentError, CompassError, UnavailableError
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
 from compass.serving.batching import BatchedIndex
@@ -45,13 +45,15 @@ from compass.serving.space_index import SpaceIndex
 from compass.settings import Settings
 from compass.storage import incarnation
 from compass.storage.objects import open_objects
-from compass.storage.root import Root
+from compass.storage.root import Root, hold
 
 if TYPE_CHECKING:
     from ray import serve
 
 APP = "compass"
 FOLLOWER_RETRY_S = 10.0  # a follower comes back by itself, so it need not wait long for its endpoint
+LEAVE_S = 1.0  # how long an ending gateway tries to say so
+JOIN_S = 10.0  # how long a new gateway waits for the router before it shows itself
 QUERY_RETRY_S = 2.0  # long enough for a connection that has gone stale
 # A rebuild starts a handful of processes, Ray Data's among them, which inherit this: importing everything, each would
 # take a core from the queries for a second or two, before it could make itself nice.
@@ -107,7 +109,8 @@ class RouterProcess(RouterService):
     def __init__(self, settings: dict[str, Any]) -> None:
         self._values = Settings(**settings)
         root = _root(self._values)
-        self._held = root.lock()
+        self._service = ray.get_runtime_context().get_session_name()
+        self._lock = root.lock(self._service)
         objects = self._objects = root.objects
         self._began, number = boot_clock(), incarnation.claim(objects)
         self._alone = incarnation.follows_nobody(objects, number)
@@ -135,15 +138,25 @@ class RouterProcess(RouterService):
     async def _end_when_idle(self, publisher: Publisher) -> None:
         await asyncio.wait([self._opened])  # no poll is answered before, however long that takes
         idle_s, waited_s, renewed = self._values.idle_exit_s, 0, publisher.last_renewal
-        while not publisher.superseded and waited_s < idle_s:
+        while waited_s < idle_s:
             await asyncio.sleep(1)  # counted awake: after a suspension the gateways must have a chance to ask
+            await asyncio.to_thread(hold, self._lock, self._service)  # a predecessor may have had it until now
             waited_s = waited_s + 1 if publisher.last_renewal == renewed else 0
             renewed = publisher.last_renewal
-        if not publisher.superseded:
-            log.warning("no gateway for %g s: the service ends", idle_s)
-            await super().close()
-            await self._actors.stop_all()
+            if publisher.superseded or (waited_s >= idle_s and await self._has_successor()):
+                os._exit(1)  # by their names the service's actors are the successor's, and so is our own
+        log.warning("no gateway for %g s: the service ends", idle_s)
+        await super().close()
+        await self._actors.stop_all()
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    async def _has_successor(self) -> bool:
+        """Whether the gateways are silent because they ask another router; also where nobody can tell."""
+        try:
+            return await asyncio.to_thread(incarnation.latest, self._objects) > self._number
+        except OSError as error:
+            log.warning("the claims of routers cannot be read: %s", error)
+            return True
 
 
 class _Tell:
@@ -251,6 +264,7 @@ class GatewayReplica:
 
         self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s, told=told)
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
+        self._router, self._name = router, name
 
         @lru_cache(maxsize=256)
         def index(space_id: str) -> BatchedIndex:
@@ -270,6 +284,9 @@ class GatewayReplica:
         )
         self._app = build_app(self._gateway, values, metrics)
         self._door = Door(self._app, values.host, values.port)
+        # Connections come with the first instant of listening, also in a rollout: so not before there are answers.
+        # While a service opens for long, the door says so.
+        await self._table.joined(JOIN_S)
         self._door.open()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -299,8 +316,16 @@ class GatewayReplica:
             raise RuntimeError("the gateway has stopped asking the router")
 
     async def _close(self) -> None:
+        """Answer what has been asked, then tell the router, so that the next swap need not wait for our lease."""
         await self._door.close()
         self._polling.cancel()
+        await asyncio.wait([self._polling])
+        self._table.leave()
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._router.leave(self._name)
+        except (TimeoutError, CompassError) as error:
+            log.info("the router does not hear that this gateway ends: %s", error or "timeout")
 
 
 def build(args: dict[str, Any] | None = None) -> serve.Application:
@@ -321,8 +346,10 @@ def build(args: dict[str, Any] | None = None) -> serve.Application:
         num_replicas=settings.gateways,
         max_ongoing_requests=settings.max_in_flight,
         health_check_period_s=1,
+        max_surge_percent=100,  # a rollout ends an old replica when a new one answers, also where there is one only
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=15,
-        ray_actor_options={"num_cpus": 0},
+        # A byte, so that gateways are spread over the nodes: Ray places at random what reserves nothing at all.
+        ray_actor_options={"num_cpus": 0, "memory": 1},
     )(serve.ingress()(GatewayReplica))
     return deployment.bind(plain)

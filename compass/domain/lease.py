@@ -99,6 +99,10 @@ class Leases:
         self._until[gateway] = max(self._until.get(gateway, until), until)
         return max(0.0, (until - arrived) * (1 - DRIFT))
 
+    def release(self, gateway: str) -> None:
+        """Take note that a gateway has stopped answering for good."""
+        self._until.pop(gateway, None)
+
     def confirm(self, at: float) -> None:
         """Take note that a reading of the claim that began `at` found this router the newest."""
         self._confirmed = max(self._confirmed, at)

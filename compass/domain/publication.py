@@ -71,6 +71,14 @@ class PollGone:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """A gateway has stopped answering for good; it will take no lease any more."""
+
+    gateway: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
     """A transition is wanted; `removed` are the ids of the spaces that it takes away."""
 
@@ -120,7 +128,7 @@ class Tick:
     now: float
 
 
-Event = PollArrived | PollGone | Begin | Committed | CommitFailed | Replace | Confirmed | Tick
+Event = PollArrived | PollGone | Left | Begin | Committed | CommitFailed | Replace | Confirmed | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +262,11 @@ class Publication:
                 out += self._arrive(event)
             case PollGone(poll):
                 self._polls = {g: p for g, p in self._polls.items() if p.id != poll}
+            case Left(gateway):
+                self._leases.release(gateway)
+                self._acks.pop(gateway, None)
+                if left := self._polls.pop(gateway, None):
+                    out.append(Answer(left.id, Directive(self.stamp, 0.0)))
             case Begin(op, scope, removed):
                 self._queues.setdefault(scope.collection, deque()).append(_Transition(op, scope, removed))
             case Committed(op, update):
@@ -378,9 +391,8 @@ class Publication:
         self._queues[t.scope.collection].popleft()
 
     def _update(self, update: Update) -> None:
-        table = update(self.table)
         self._revision += 1
-        self.table = replace(table, incarnation=self._incarnation, version=self._revision)
+        self.table = replace(update(self.table), incarnation=self._incarnation, version=self._revision)
 
     def _find(self, op: int) -> _Transition:
         return next(q[0] for q in self._queues.values() if q[0].op == op and q[0].phase is Phase.COMMIT)

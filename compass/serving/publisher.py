@@ -21,6 +21,7 @@ from compass.domain.publication import (
     Event,
     Finished,
     Instruction,
+    Left,
     PollArrived,
     PollGone,
     Publication,
@@ -137,6 +138,10 @@ class Publisher:
         finally:
             if self._polls.pop(number, None):
                 self._handle(PollGone(number, self._clock()))
+
+    def leave(self, gateway: str) -> None:
+        """Wait no more for a gateway that has stopped answering for good; it must not poll any more."""
+        self._handle(Left(gateway, self._clock()))
 
     async def transition(self, scope: Scope, commit: Commit, removed: frozenset[str] = frozenset()) -> None:
         """Fence a scope at every gateway, commit, publish; on return nobody answers from the table before.

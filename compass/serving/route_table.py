@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -78,6 +79,14 @@ class RouteTable:
             await self._wait(self._without_lease)
         return self._holding.table
 
+    async def joined(self, wait_s: float) -> bool:
+        """Wait for the first word of the router, but not for ever; whether it has come."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while not self.ready:
+                    await self._news.wait()
+        return self.ready
+
     @asynccontextmanager
     async def route(self, collection: str, space: str | None = None) -> AsyncIterator[Routed]:
         """Where a query goes, to a space by name or to the default for None; in flight until the block ends.
@@ -112,6 +121,10 @@ class RouteTable:
                 if backoff_s:
                     log.info("gateway %s has found the router again", self._id)
                 backoff_s = 0.0
+
+    def leave(self) -> None:
+        """Answer nothing any more. Call it when `run` has ended, before the router is told."""
+        self._holding = Holding()
 
     # ---- the query's side
 

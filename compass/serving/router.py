@@ -69,6 +69,10 @@ class RouterService:
         await self._changes.until_open()
         return await self._publisher.poll(gateway, ack)
 
+    async def leave(self, gateway: str) -> None:
+        """A gateway has ended in good order: no change has to wait for its lease."""
+        self._publisher.leave(gateway)
+
     async def state(self) -> dict[str, Any]:
         """What there is to say of the router itself."""
         await self._changes.until_open()

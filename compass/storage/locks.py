@@ -42,14 +42,19 @@ class FileLock:
         self._descriptor = descriptor
         return True
 
-    def sign(self) -> None:
-        """Write this process's name into the file that it holds, for whoever finds the lock taken."""
+    @property
+    def held(self) -> bool:
+        """Whether this lock has been acquired, and not been released."""
+        return self._descriptor is not None
+
+    def sign(self, **more: Any) -> None:
+        """Write this process's name, and more, into the file that it holds, for whoever finds the lock taken."""
         assert self._descriptor is not None, "only the holder signs"
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps({**this_process(), **more}).encode(), 0)
 
     def holder(self) -> dict[str, Any]:
-        """{host, pid} of who signed last; empty if nobody has."""
+        """{host, pid}, and more, of who signed last; empty if nobody has."""
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads(self.path.read_text()))
         return {}

@@ -37,20 +37,24 @@ class Root:
         self.objects, self.cache = objects, Path(cache)
         self._changing = threading.Lock()
 
-    def lock(self) -> FileLock:
+    def lock(self, service: str | None = None) -> FileLock:
         """Hold the root until the lock is closed or the process ends. Only a local root can be held.
 
+        It keeps out other services. A process of the same `service` that has it is a predecessor on a node that is
+        taken for dead: its claim is superseded, it can do no harm, and nobody knows when it ends. Then the lock is
+        returned without being held; `hold` it as soon as it is free.
+
         Raises:
-            TakenOverError: another process holds it; the message says which.
+            TakenOverError: a process of another service holds it; the message says which.
         """
         folder = self.objects.root if isinstance(self.objects, LocalObjects) else self.cache
         lock = FileLock(folder / _LOCK)
-        if not lock.acquire():
+        if not hold(lock, service):
             holder = lock.holder()
-            raise TakenOverError(
-                f"process {holder.get('pid')} on {holder.get('host')} serves {folder} already", holder
-            )
-        lock.sign()
+            if service is None or holder.get("service") != service:
+                raise TakenOverError(
+                    f"process {holder.get('pid')} on {holder.get('host')} serves {folder} already", holder
+                )
         return lock
 
     def collections(self) -> dict[str, str]:
@@ -164,6 +168,13 @@ class Root:
         except OSError as error:
             raise UnavailableError(f"collection {uuid} is not deleted entirely: {error}") from error
         shutil.rmtree(self.cache / uuid, ignore_errors=True)
+
+
+def hold(lock: FileLock, service: str | None) -> bool:
+    """Take and sign the lock of a root, if it is free; whether it is held now."""
+    if not lock.held and lock.acquire():
+        lock.sign(**({} if service is None else {"service": service}))
+    return lock.held
 
 
 def _exists(name: str) -> CollectionExistsError:

@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import random
 import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -136,6 +134,67 @@ async def test_without_the_fence_they_do_not(judge: Any, seen: Any) -> None:
     assert judge(await _history(seen, fenced=False, seconds=3.0, seed=1))
 
 
+async def _between_two_pushes(seen: Any, *, fenced: bool) -> list[Any]:
+    """A swap whose table has reached one gateway and waits before the other: what a client sees that asks both."""
+    publisher = Publisher(1, 30.0, boot_clock, True, RoutingTable().with_route(_route(1)))
+    published, barrier = asyncio.Event(), asyncio.Event()
+
+    def told(table: RoutingTable) -> None:
+        if table.route("c").epoch == 2:
+            published.set()
+
+    async def late(ack: Any) -> Any:
+        directive = await publisher.poll("late", ack)
+        if directive.table is not None and directive.table.route("c").epoch == 2:
+            await barrier.wait()
+        return directive
+
+    first = RouteTable("first", lambda ack: publisher.poll("first", ack), boot_clock, 30.0, told=told)
+    second = RouteTable("late", late, boot_clock, 30.0, hold_s=10.0)
+    history: list[Any] = []
+
+    async def ask(table: RouteTable) -> None:
+        began = time.monotonic()
+        async with table.route("c") as routed:
+            history.append(seen("client", began, time.monotonic(), routed.route.epoch, routed.space.name))
+
+    async def commit() -> Update:
+        return lambda table: table.with_route(_route(2))
+
+    running = [asyncio.create_task(table.run()) for table in (first, second)]
+    async with asyncio.timeout(10):
+        assert await first.joined(5)
+        assert await second.joined(5)
+        swap = asyncio.create_task(publisher.transition(Scope("c", default=fenced), commit))
+        await published.wait()
+        await ask(first)
+        asked = asyncio.create_task(ask(second))
+        await asyncio.wait([asked], timeout=0.1 if fenced else 5)
+        assert asked.done() != fenced, "a fence holds the query until the table is there; without one it is answered"
+        barrier.set()
+        await asked
+        await swap
+    for task in running:
+        task.cancel()
+    return history
+
+
+async def test_between_the_two_pushes_the_fence_holds(judge: Any, seen: Any) -> None:
+    """While one gateway has the new table and the other has not, the other holds its queries, and answers by it."""
+    history = await _between_two_pushes(seen, fenced=True)
+    assert [one.epoch for one in history] == [2, 2]
+    assert judge(history) == []
+
+
+async def test_between_the_two_pushes_of_a_swap_without_a_fence_a_client_sees_new_and_then_old(
+    judge: Any, seen: Any
+) -> None:
+    """The same barrier, nothing held: the violation happens each time, and is found."""
+    history = await _between_two_pushes(seen, fenced=False)
+    assert [one.epoch for one in history] == [2, 1]
+    assert len(judge(history)) == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(20))
 async def test_gateways_agree_for_long(judge: Any, seen: Any, seed: int) -> None:
@@ -145,72 +204,8 @@ async def test_gateways_agree_for_long(judge: Any, seen: Any, seed: int) -> None
 
 # ---- a real service
 
-COLLECTION = "docs"
-DIMS = {"old": 32, "new": 48}
 FAULTS_S = 30.0
 RECOVERY_S = 10.0
-
-
-class Client(threading.Thread):
-    """Asks again and again, over a new connection each time, so that the kernel picks the gateway."""
-
-    def __init__(self, name: str, url: str, seen: Any) -> None:
-        super().__init__(name=name, daemon=True)
-        self.url, self._seen = f"{url}/collections/{COLLECTION}", seen
-        self.stopped = threading.Event()
-        self.history: list[Any] = []
-        self.wrong: list[str] = []
-        self.failed = 0
-
-    def run(self) -> None:
-        while not self.stopped.is_set():
-            began = time.monotonic()
-            try:
-                self.ask(began)
-            except httpx.TransportError:
-                self.failed += 1
-                time.sleep(0.02)
-
-    def ask(self, began: float) -> None:
-        body = {"query": "swap the model", "top_k": 1, "include_vectors": True}
-        answer = httpx.post(f"{self.url}/search", json=body, timeout=3, trust_env=False)
-        if answer.status_code != 200:
-            self.failed += 1
-            if answer.status_code != 503:
-                self.wrong.append(answer.text)
-            time.sleep(0.02)
-            return
-        told = answer.json()
-        self.history.append(self._seen(self.name, began, time.monotonic(), told["epoch"], told["vector_space"]))
-        ((space, vector),) = told["results"][0]["chunk"]["embeddings"].items()
-        if (space, len(vector)) != (told["vector_space"], DIMS[told["vector_space"]]):
-            self.wrong.append(f"an answer of {told['vector_space']} holds a vector of {space}")
-
-
-class Swapper(Client):
-    """Swaps to and fro; what it is not told, it does not count."""
-
-    def ask(self, began: float) -> None:
-        space = random.choice(["old", "new"])
-        url = f"{self.url}/default-vector-space"
-        answer = httpx.put(url, json={"name": space}, timeout=20, trust_env=False)
-        if answer.status_code == 200:
-            told = answer.json()
-            self.history.append(self._seen("swap", began, time.monotonic(), told["epoch"], told["current"]))
-        elif answer.status_code not in (409, 503):
-            self.wrong.append(answer.text)
-        else:
-            self.failed += 1
-        time.sleep(random.random() * 0.2)
-
-
-def _filled(http: httpx.Client) -> None:
-    spaces = {n: {"dims": d, "model": n, "embed_endpoint": "builtin"} for n, d in DIMS.items()}
-    created = http.post("/collections", json={"name": COLLECTION, "vector_spaces": spaces})
-    assert created.status_code == 201, created.text
-    chunks = [{"file_id": "f", "chunk_index": i, "text": f"how to swap model {i}"} for i in range(50)]
-    answer = http.post(f"/collections/{COLLECTION}/ingest", json={"chunks": chunks, "wait_s": 30})
-    assert answer.status_code == 200, answer.text
 
 
 def _faults(service: Any, seconds: float, rng: random.Random) -> list[str]:
@@ -239,40 +234,26 @@ def _faults(service: Any, seconds: float, rng: random.Random) -> list[str]:
     return done
 
 
-def _longest_wait(clients: list[Client], began: float, ended: float) -> float:
-    """The longest time in which no query at all was answered well."""
-    times = sorted([began, ended, *(one.ended for client in clients for one in client.history)])
-    return max(b - a for a, b in pairwise(times))
-
-
-def _swaps_under_faults(new_service: Any, judge: Any, seen: Any, seconds: float) -> None:
+def _swaps_under_faults(new_service: Any, traffic: Any, seconds: float) -> None:
     with new_service(gateways="2", lease_s="2") as service:
-        with service.client() as http:
-            _filled(http)
-        clients = [Client(f"client {i}", service.url, seen) for i in range(4)]
-        swapper = Swapper("swapper", service.url, seen)
-        began = time.monotonic()
-        for thread in (*clients, swapper):
-            thread.start()
+        load = traffic(service.url)
+        load.fill()
+        load.start()
         done = _faults(service, seconds, random.Random(7))
         time.sleep(RECOVERY_S)
-        for thread in (*clients, swapper):
-            thread.stopped.set()
-        for thread in (*clients, swapper):
-            thread.join(30)
-        ended = time.monotonic()
-        history = [one for thread in (*clients, swapper) for one in thread.history]
-        assert judge(history) == [], done
-        assert [what for thread in (*clients, swapper) for what in thread.wrong] == []
-        assert len(swapper.history) >= 10
-        assert max(one.epoch for one in history) >= 5
-        assert _longest_wait(clients, began, ended) < RECOVERY_S, done
+        load.stop()
+        assert load.wrong() == [], done
+        assert len(load.swapper.history) >= 10
+        assert len(load.writer.acknowledged) >= 50
+        assert load.dropper.dropped >= 2
+        assert max(one.epoch for one in load.history) >= 5
+        assert load.longest_wait() < RECOVERY_S, done
         with service.client() as http:
-            told = http.get(f"/collections/{COLLECTION}/history").json()["events"]
+            told = http.get("/collections/docs/history").json()["events"]
             epochs = [event["epoch"] for event in told]
             assert epochs == sorted(epochs)
             swaps = {e["epoch"]: e["space"] for e in told if e["kind"] == "swap"}
-            assert all(swaps[one.epoch] == one.space for one in history if one.epoch > 1)
+            assert all(swaps[one.epoch] == one.space for one in load.history if one.epoch > 1)
             assert _epochs_shown(http) == [epochs[-1]] * 2
 
 
@@ -283,14 +264,14 @@ def _epochs_shown(http: httpx.Client) -> list[int]:
 
 
 @pytest.mark.ray
-def test_swaps_under_faults_are_linearizable(new_service: Any, judge: Any, seen: Any) -> None:
+def test_swaps_under_faults_are_linearizable(new_service: Any, traffic: Any) -> None:
     """Two gateways, processes killed and stopped: no stale answer, nobody sees new and then old, all recovers."""
-    _swaps_under_faults(new_service, judge, seen, FAULTS_S)
+    _swaps_under_faults(new_service, traffic, FAULTS_S)
 
 
 @pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
-def test_swaps_under_faults_are_linearizable_for_long(new_service: Any, judge: Any, seen: Any) -> None:
+def test_swaps_under_faults_are_linearizable_for_long(new_service: Any, traffic: Any) -> None:
     """Ten minutes of it."""
-    _swaps_under_faults(new_service, judge, seen, 600)
+    _swaps_under_faults(new_service, traffic, 600)

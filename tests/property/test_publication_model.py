@@ -26,6 +26,7 @@ from compass.domain.publication import (
     Confirmed,
     Event,
     Finished,
+    Left,
     PollArrived,
     Publication,
     RunCommit,
@@ -150,6 +151,7 @@ class World(RuleBasedStateMachine):
         self.gateways = [Gateway(self.holding(), 1000.0 * (i + 1)) for i in range(GATEWAYS)]
         self.polls: list[PollMessage] = []
         self.answers: list[AnswerMessage] = []
+        self.farewells: list[tuple[int, str]] = []  # (incarnation of the router, the gateway's name)
         self.commits: list[tuple[int, int, Operation]] = []  # (incarnation, op): the log has not seen it yet
         self.results: list[tuple[int, int, Operation]] = []  # the router has not heard of it yet
         self.seen_epoch = dict.fromkeys(COLLECTIONS, 1)
@@ -407,6 +409,25 @@ class World(RuleBasedStateMachine):
         old = self.gateways[gateway]
         self.gateways[gateway] = Gateway(self.holding(), old.skew, old.life + 1)
 
+    @rule(gateway=gateway_numbers, router=mostly_newest)
+    def leave(self, gateway: int, router: int) -> None:
+        """A gateway ends and says so to the router that it knows; another one begins in its place."""
+        self.farewells.append((self.some_router(router).incarnation, f"{gateway}/{self.gateways[gateway].life}"))
+        self.ends(gateway)
+
+    def ends(self, gateway: int) -> None:
+        self.restart_gateway(gateway)
+
+    @precondition(lambda self: self.farewells)
+    @rule(which=small, again=st.booleans())
+    def deliver_farewell(self, which: int, again: bool) -> None:
+        """A farewell arrives, before or after polls that were sent earlier, perhaps more than once, perhaps never."""
+        which %= len(self.farewells)
+        incarnation, name = self.farewells[which] if again else self.farewells.pop(which)
+        if router := self.routers.get(incarnation):
+            self.handle(router, Left(name, self.now + router.skew))
+        self.look()
+
     @rule(gateway=gateway_numbers, collection=collection_names, name=st.sampled_from([None, *NAMES]))
     def begin_query(self, gateway: int, collection: str, name: str | None) -> None:
         """A query is routed, and stays in flight."""
@@ -514,7 +535,13 @@ class GatewayBelievesAnOlderRouter(World):
     holding = BelievesAnyRouter
 
 
+class SaysFarewellAndGoesOn(World):
+    def ends(self, gateway: int) -> None:
+        pass
+
+
 FAULTS = [
+    SaysFarewellAndGoesOn,
     NoFence,
     FenceIgnoresLeases,
     SecondFenceIsNotAcknowledged,

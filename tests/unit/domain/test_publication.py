@@ -19,6 +19,7 @@ from compass.domain.publication import (
     Fence,
     Finished,
     Instruction,
+    Left,
     PollArrived,
     PollGone,
     Publication,
@@ -126,6 +127,32 @@ def test_poll_without_news_waits_a_quarter_of_a_lease() -> None:
     play.pass_time(0.1)
     assert play.heard["g"].table is None
     assert play.heard["g"].stamp == play.core.stamp
+
+
+def test_gateway_that_has_said_farewell_is_not_waited_for() -> None:
+    """Its lease is void, before a transition and in the middle of one; the poll that it left open is closed."""
+    play = Play()
+    play.join("g", "h", "i")
+    play.do(lambda now: Left("h", now))
+    assert play.heard["h"].lease_s == 0.0
+    assert play.core.gateways(play.now) == {"g", "i"}
+    play.begin()
+    assert play.poll("g") == []
+    assert play.do(lambda now: Left("i", now)) == [RunCommit(1)]
+    play.committed()
+    assert play.poll("g") == [Finished(1)]
+
+
+def test_farewell_that_a_late_poll_overtakes_costs_no_more_than_a_lease() -> None:
+    """A poll of before that arrives after the farewell is given a lease in the book, and that runs out."""
+    play = Play()
+    play.join("g")
+    play.do(lambda now: Left("g", now))
+    play.heard.clear()
+    play.poll("g")
+    assert play.heard["g"].lease_s > 0
+    assert play.begin() == []
+    assert play.pass_time(LEASE_S + 0.01) == [RunCommit(1)]
 
 
 def test_silent_gateway_is_waited_for_until_its_lease_has_run_out() -> None:

@@ -107,3 +107,46 @@ async def test_an_address_that_is_not_ours_is_an_error_of_the_start() -> None:
     """What cannot be bound is said when the door is made, not in the background."""
     with pytest.raises(OSError, match="assign"):
         Door(App(), "192.0.2.1", 0)
+
+
+async def test_a_closing_door_answers_kept_connections_and_says_goodbye() -> None:
+    """Whoever asks on a connection that is kept is answered, and told to connect anew, where another door answers."""
+    one = opened(App("old"))
+    async with client() as http:
+        url = f"http://127.0.0.1:{one.port}/"
+        first = await http.get(url)
+        assert "connection" not in first.headers
+        two = opened(App("new"), one.port)
+        closing = asyncio.create_task(one.close())
+        await asyncio.sleep(0)
+        second = await http.get(url)
+        assert (second.text, second.headers["connection"]) == ("old", "close")
+        await asyncio.wait_for(closing, 5)
+        assert (await http.get(url)).text == "new"
+    await two.close()
+
+
+async def test_no_connection_is_lost_when_a_door_closes() -> None:
+    """Clients that connect anew for each request, while one of two doors closes, are all answered."""
+    one = opened(App("old"))
+    two = opened(App("new"), one.port)
+    answers: list[str] = []
+    closed = asyncio.Event()
+
+    async def ask() -> None:
+        while not closed.is_set():
+            reader, writer = await asyncio.open_connection("127.0.0.1", two.port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            answer = (await reader.read()).decode()
+            answers.append(next((name for name in ("old", "new") if f"\r\n{name}\r\n" in answer), answer))
+            writer.close()
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as clients:
+        for _ in range(8):
+            clients.create_task(ask())
+        await asyncio.sleep(0.1)
+        await one.close()
+        closed.set()
+    assert set(answers) == {"old", "new"}
+    assert len(answers) > 50
+    await two.close()

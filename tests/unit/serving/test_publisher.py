@@ -90,6 +90,16 @@ async def test_transition_fences_commits_and_publishes(publisher: Publisher) -> 
     last.cancel()
 
 
+async def test_a_gateway_that_leaves_is_not_waited_for(publisher: Publisher) -> None:
+    """A swap after a gateway has ended in good order returns at once; its open poll is answered without a lease."""
+    _, waiting = await joined(publisher)
+    publisher.leave("g")
+    assert (await waiting).lease_s == 0.0
+    assert publisher.gateways() == set()
+    await asyncio.wait_for(publisher.transition(DEFAULT, commit()), 1)
+    assert publisher.table.route("c").default == "new"
+
+
 async def test_commit_that_fails_changes_nothing(publisher: Publisher) -> None:
     """The caller gets the commit's own error, and the gateways their queries back."""
 

@@ -110,6 +110,23 @@ async def test_gateway_without_a_lease_does_not_answer(held: RouteTable, clock: 
     assert caught.value.fields["retry_after"] == 1
 
 
+async def test_joining_waits_for_the_router_but_not_for_ever(router: ScriptedRouter, clock: ManualClock) -> None:
+    """A gateway knows when it has its first lease, and can give up waiting for a router that is not there."""
+    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=HOLD_S)) as made:
+        assert not await made.joined(0.01)
+        joining = asyncio.ensure_future(made.joined(5))
+        await router.say(Directive((1, 1), LEASE_S, (), table()))
+        assert await joining
+
+
+async def test_gateway_that_leaves_answers_nothing_any_more(held: RouteTable) -> None:
+    """However long its lease would have run: the router will be told that nobody needs to wait for it."""
+    assert held.ready
+    held.leave()
+    with pytest.raises(UnavailableError):
+        await enter(held)
+
+
 async def test_query_waits_for_a_lease_that_is_being_renewed(
     held: RouteTable, router: ScriptedRouter, clock: ManualClock
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from compass.domain.chunk import ChunkInput
 from compass.errors import CollectionExistsError, NotFoundError, TakenOverError
-from compass.storage.root import Root
+from compass.storage.root import Root, hold
 
 Build = Callable[..., ChunkInput]
 
@@ -145,3 +145,21 @@ def test_the_second_holder_is_told_who_is_first(tmp_path: Any) -> None:
 def test_names_are_small_json(disk: Any) -> None:
     """A name's object says the uuid and nothing else."""
     assert json.loads(disk.objects.read("names/docs.json").to_pybytes()) == {"uuid": disk.uuid}
+
+
+def test_a_predecessor_of_the_same_service_keeps_nobody_out(disk: Any) -> None:
+    """A router may start beside one that outlives its node; it gets the lock when that one ends, others do not."""
+    first, second = Root(disk.objects.objects, disk.folder / "a"), Root(disk.objects.objects, disk.folder / "b")
+    predecessor = first.lock("service-1")
+    successor = second.lock("service-1")
+    assert not successor.held
+    with pytest.raises(TakenOverError, match=str(os.getpid())):
+        second.lock("service-2")
+    assert not hold(successor, "service-1")
+    predecessor.close()
+    assert hold(successor, "service-1")
+    assert hold(successor, "service-1"), "it stays so"
+    with pytest.raises(TakenOverError):
+        first.lock("service-2")
+    successor.close()
+    first.lock("service-2").close()
