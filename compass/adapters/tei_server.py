@@ -2,7 +2,7 @@
 
 Here once for every model that Compass serves, the built-in one (`compass.embed_server`) and those of
 sentence-transformers (`compass.embedder`). A model is a `Backend`; whoever asks it without HTTP calls
-`TeiServer.embed`, and is refused by the same rules in the same words.
+`TeiServer.reply`, and is refused by the same rules in the same words.
 """
 
 from __future__ import annotations
@@ -125,6 +125,17 @@ class Computed:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to a caller without HTTP: rows and their tokens (200), or what `RefusalError` holds."""
+
+    status: int
+    rows: FloatMatrix | None = None
+    tokens: int = 0
+    error: str = ""
+    error_type: str | None = None
+
+
 class Backend(Protocol):
     """A model behind the contract."""
 
@@ -169,6 +180,14 @@ class TeiServer:
         self._check(inputs, asked)
         with self._permits(len(inputs)):
             return await self._backend.embed(inputs, asked)
+
+    async def reply(self, texts: Sequence[str], options: Mapping[str, Any]) -> Reply:
+        """The answer to `{"inputs": texts, **options}`; refusals are answers too, as they are over HTTP."""
+        try:
+            computed = await self.embed(_request(texts, options))
+        except RefusalError as refusal:
+            return Reply(refusal.status, error=refusal.error, error_type=refusal.error_type)
+        return Reply(200, computed.rows, computed.tokens)
 
     def info(self) -> dict[str, Any]:
         """The members of `GET /info`."""
@@ -272,21 +291,21 @@ class TeiServer:
             self._at_work -= count
 
 
-def request_of(texts: Sequence[str], options: Mapping[str, Any]) -> EmbedRequest:
-    """The request that holds these texts, for a caller without HTTP.
+def encode_rows(vectors: FloatMatrix) -> bytes:
+    """Rows as JSON arrays, each number to 8 decimals."""
+    return msgspec.json.encode(np.round(vectors.astype(np.float64), DECIMALS).tolist())
+
+
+def _request(texts: Sequence[str], options: Mapping[str, Any]) -> EmbedRequest:
+    """The request that holds these texts.
 
     Raises:
-        RefusalError: an option that the contract does not have, or of another type.
+        RefusalError: an option is of another type than the contract's.
     """
     try:
         return msgspec.convert({"inputs": list(texts), **options}, EmbedRequest)
     except msgspec.ValidationError as error:
         raise _unfit(str(error)) from None
-
-
-def encode_rows(vectors: FloatMatrix) -> bytes:
-    """Rows as JSON arrays, each number to 8 decimals."""
-    return msgspec.json.encode(np.round(vectors.astype(np.float64), DECIMALS).tolist())
 
 
 def _inputs(asked: EmbedRequest) -> list[Input]:

@@ -1,0 +1,56 @@
+"""An embedding endpoint `serve://<application>`: an embedder of this cluster, asked by its handle.
+
+The same contract as over HTTP, said in arrays: texts go out as a list, rows come back as float32. What is
+refused, and how that is told, is the same too, so whoever holds an endpoint need not know which kind it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from compass.adapters.endpoint import INFO_TIMEOUT_S, Endpoint
+from compass.adapters.tei_server import Reply
+from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding import Said, ServerInfo, read_info, request_options
+from compass.errors import EndpointAnswerError
+
+EMBED, INFO = "tei_embed", "tei_info"  # the methods of an embedder's replica
+
+
+class Application(Protocol):
+    """What is called; `ServeApplication`."""
+
+    async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """What the method returns; an EmbeddingError where it cannot be called."""
+
+
+@dataclass(slots=True, eq=False)
+class ServeEndpoint(Endpoint):
+    """One Serve application; its `url` is `serve://` and the name."""
+
+    application: Application = field(repr=False)
+
+    async def embed(self, texts: Sequence[str], timeout_s: float) -> FloatMatrix:
+        """As `Endpoint.embed`."""
+        info = self.info or await self.describe(timeout_s)
+        with self._asked(len(texts)):
+            options = request_options(self.config, self.kind, info)
+            reply = await self.application.call(EMBED, list(texts), options, timeout_s=timeout_s)
+            if not isinstance(reply, Reply):
+                raise EndpointAnswerError(f"{self.shown} answered with a {type(reply).__name__}")
+            if reply.status != 200:
+                said = Said(reply.error, reply.error_type is not None, reply.error_type)
+                raise self._failure(reply.status, said, len(texts), None, None)
+            rows = self._fit(reply.rows, len(texts), "no rows")
+            self.tokens += reply.tokens
+            return rows
+
+    async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:
+        """As `Endpoint.describe`."""
+        with self._asked(0):
+            told = await self.application.call(INFO, timeout_s=min(timeout_s, INFO_TIMEOUT_S))
+        self.info = read_info(200, json.dumps(told).encode())
+        return self.info
