@@ -44,7 +44,7 @@ class ServeApplication:
             raise self._error("its replica ended meanwhile") from None  # Serve cancels what a replica leaves behind
         except EmbeddingError:
             raise
-        except Exception as error:  # Ray's, Serve's and the application's own have no root in common
+        except Exception as error:  # noqa: BLE001 - Ray's, Serve's and the application's own have no common root
             raise self._failure(method, error) from None
 
     def _find(self) -> Any:

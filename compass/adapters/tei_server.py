@@ -208,6 +208,10 @@ class TeiServer:
             "version": f"compass-{__version__}",
         }
 
+    async def is_healthy(self) -> bool:
+        """Whether the model can embed."""
+        return await self._backend.is_healthy()
+
     def routes(self) -> list[Route]:
         """The contract's routes."""
         return [
@@ -239,7 +243,7 @@ class TeiServer:
 
     async def get_health(self, request: Request) -> Response:
         """`GET /health`; open to all."""
-        if await self._backend.is_healthy():
+        if await self.is_healthy():
             return Response()
         return RefusalError(503, "the model does not answer", "Unhealthy").response()
 
