@@ -15,7 +15,6 @@ from compass.adapters.endpoint import INFO_TIMEOUT_S, Endpoint
 from compass.adapters.tei_server import Reply
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding import Said, ServerInfo, read_info, request_options
-from compass.errors import EndpointAnswerError
 
 EMBED, INFO = "tei_embed", "tei_info"  # the methods of an embedder's replica
 
@@ -40,7 +39,7 @@ class ServeEndpoint(Endpoint):
             options = request_options(self.config, self.kind, info)
             reply = await self.application.call(EMBED, list(texts), options, timeout_s=timeout_s)
             if not isinstance(reply, Reply):
-                raise EndpointAnswerError(f"{self.shown} answered with a {type(reply).__name__}")
+                return self._fit(None, len(texts), f"it is a {type(reply).__name__}")
             if reply.status != 200:
                 said = Said(reply.error, reply.error_type is not None, reply.error_type)
                 raise self._failure(reply.status, said, len(texts), None, None)
