@@ -49,10 +49,11 @@ class ServeApplication:
 
     def _find(self) -> Any:
         import ray
-        from ray import serve
 
         if not ray.is_initialized():  # Serve would start a cluster of its own to look for it
             raise self._error("is called from inside a Ray cluster, and this process is in none", unreachable=True)
+        from ray import serve
+
         return serve.get_app_handle(self._name)
 
     def _failure(self, method: str, error: Exception) -> EmbeddingError:
