@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from compass.adapters.endpoint import INFO_TIMEOUT_S, Endpoint
-from compass.adapters.tei_server import Reply
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding import Said, ServerInfo, read_info, request_options
+from compass.domain.embedding import Reply, Said, ServerInfo, read_info, request_options
 
 EMBED, INFO = "tei_embed", "tei_info"  # the methods of an embedder's replica
 

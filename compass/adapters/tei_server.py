@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from compass import __version__
 from compass.domain.chunk import FloatMatrix, has_text
+from compass.domain.embedding import Reply
 
 DECIMALS = 8  # of a number in an answer: finer than float32 for all but the smallest components
 
@@ -123,17 +124,6 @@ class Computed:
 
     rows: FloatMatrix
     tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer to a caller without HTTP: rows and their tokens (200), or what `RefusalError` holds."""
-
-    status: int
-    rows: FloatMatrix | None = None
-    tokens: int = 0
-    error: str = ""
-    error_type: str | None = None
 
 
 class Backend(Protocol):

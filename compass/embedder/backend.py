@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 from compass.adapters.tei_server import (
@@ -25,6 +26,8 @@ from compass.embedder.batching import Pool, Treatment
 from compass.embedder.config import EmbedderConfig
 from compass.embedder.model import SentenceModel, Side
 from compass.errors import InvalidRequestError
+
+CPU_BATCH = 16  # texts: a CPU is no quicker with more, and a query behind a batch waits for all of it
 
 
 class Model(Protocol):
@@ -131,6 +134,8 @@ def open_server(config: EmbedderConfig, key: str | None) -> TeiServer:
         trust_remote_code=config.trust_remote_code,
     )
     limits = config.limits()
+    if limits.max_batch_requests is None and model.device == "cpu":
+        limits = replace(limits, max_batch_requests=CPU_BATCH)
     return TeiServer(SentenceBackend(model, limits, config.default_prompt_name), limits, api_key=key)
 
 

@@ -48,12 +48,12 @@ class SentenceModel:
         trust_remote_code: bool = False,
     ) -> None:
         torch, transformer = _libraries()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        precise = dtype if dtype != "auto" else ("float16" if device.startswith("cuda") else "float32")
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        precise = dtype if dtype != "auto" else ("float16" if self.device.startswith("cuda") else "float32")
         try:
             self._model: SentenceTransformer = transformer(
                 name,
-                device=device,
+                device=self.device,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 model_kwargs={"dtype": getattr(torch, precise)},

@@ -13,7 +13,8 @@ from compass.adapters.endpoints import open_endpoint
 from compass.adapters.fleet import FleetEmbedder
 from compass.adapters.serve_application import ServeApplication
 from compass.adapters.serve_endpoint import ServeEndpoint
-from compass.adapters.tei_server import Limits, RefusalError, Reply, TeiServer
+from compass.adapters.tei_server import Limits, RefusalError, TeiServer
+from compass.domain.embedding import Reply
 from compass.domain.space import SpaceConfig
 from compass.embed_server import EmbedServer
 from compass.errors import (

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
-from compass.adapters.tei_server import Limits, Reply, TeiServer
+from compass.adapters.tei_server import Limits, TeiServer
+from compass.domain.embedding import Reply
 from compass.embedder.backend import SentenceBackend
 from compass.errors import InvalidRequestError
 
