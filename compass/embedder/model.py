@@ -62,6 +62,8 @@ class SentenceModel:
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise UnavailableError(f"the model {name!r} cannot be loaded: {said[0]}") from error
         self._model.to(getattr(torch, precise)).eval()
+        if self._model.tokenizer is None:
+            raise UnavailableError(f"the model {name!r} has no tokenizer: it is not one for texts")
         _drop_normalize(self._model)
         self._counting = _own_tokenizer(self._model.tokenizer)
         self._encoding = threading.Lock()
@@ -95,8 +97,8 @@ class SentenceModel:
             side: The side that is cut.
         """
         with self._encoding:
-            if (tokenizer := self._model.tokenizer) is not None:
-                tokenizer.truncation_side = side
+            if hasattr(self._model.tokenizer, "truncation_side"):
+                self._model.tokenizer.truncation_side = side
             rows = self._model.encode(
                 list(texts), prompt=prompt, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
             )

@@ -89,17 +89,31 @@ def _filled(http: httpx.Client, name: str, texts: list[str]) -> str:
     return f"/collections/{name}"
 
 
-def _rebuilt(http: httpx.Client, base: str, space: str, dims: int, endpoint: str) -> dict[str, Any]:
-    """A new space, rebuilt by this endpoint: its status at the end."""
+def _status(http: httpx.Client, base: str, space: str) -> dict[str, Any]:
+    return dict(http.get(f"{base}/vector-spaces/{space}/status").json())
+
+
+def _start(http: httpx.Client, base: str, space: str, dims: int, endpoint: str, **order: Any) -> None:
+    """Add a space, and start its rebuild by this endpoint."""
     added = http.post(f"{base}/vector-spaces", json={"name": space, "dims": dims, "model": space})
     assert added.status_code == 201, added.text
-    started = http.post(f"{base}/vector-spaces/{space}/rebuild", json={"embed_endpoint": endpoint})
+    started = http.post(f"{base}/vector-spaces/{space}/rebuild", json={"embed_endpoint": endpoint, **order})
     assert started.status_code == 202, started.text
+
+
+def _ended(http: httpx.Client, base: str, space: str) -> dict[str, Any]:
+    """The status once the run has ended."""
     deadline = time.monotonic() + 90
-    while (status := http.get(f"{base}/vector-spaces/{space}/status").json())["run"]["state"] == "running":
+    while (status := _status(http, base, space))["run"]["state"] == "running":
         assert time.monotonic() < deadline, status
         time.sleep(0.1)
-    return dict(status)
+    return status
+
+
+def _rebuilt(http: httpx.Client, base: str, space: str, dims: int, endpoint: str) -> dict[str, Any]:
+    """A new space, rebuilt by this endpoint: its status at the end."""
+    _start(http, base, space, dims, endpoint)
+    return _ended(http, base, space)
 
 
 def _best(http: httpx.Client, base: str, query: str, **more: Any) -> dict[str, Any]:
@@ -144,11 +158,17 @@ def test_a_space_moves_to_a_model_inside_the_cluster(
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-5)
 
 
-def test_stages_of_ray_data_call_it_by_handle_too(deployed: None, http: httpx.Client, name: str) -> None:
-    """More chunks than are embedded inline: the stages run in processes of their own."""
+def test_stages_of_ray_data_call_it_by_handle_and_outlive_a_replica(
+    service: Any, deployed: None, http: httpx.Client, name: str, wait_until: Callable[..., Any]
+) -> None:
+    """More chunks than are embedded inline; the only replica dies by kill -9, and the run goes on with the next."""
     base = _filled(http, name, [f"{DOCS[i % 5]} Number {i}." for i in range(MANY)])
-    status = _rebuilt(http, base, "new", 64, "serve://table")
+    _start(http, base, "new", 64, "serve://table", max_docs_per_s=2_000)
+    wait_until(lambda: _status(http, base, "new")["endpoints"], 60, "the first word of a stage")
+    assert service.kill("ServeReplica:table") == 1
+    status = _ended(http, base, "new")
     assert (status["status"], status["embedded"], status["failed"]) == ("active", MANY, 0), status
+    assert status["endpoints"][0]["errors"] > 0, "the replica's end was met"
     assert _best(http, base, f"{DOCS[3]} Number 8873.", vector_space="new")["chunk_index"] == 8_873
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_tokens_are_counted_as_the_model_reads_them(model: SentenceModel) -> Non
     assert model.count(["hello world", "hello", "hello " * 400]) == [4, 3, 402]
     assert model.count(["world"], "hello ") == [4]
     assert model.text_of([101, 7592, 2088, 102]) == "hello world"
+
+
+def test_a_model_that_is_no_transformer_is_served_too(minilm: str, tmp_path: Path) -> None:
+    """A table of vectors, loaded from its folder: rows as the library's own, and no limit of length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    table = StaticEmbedding(Tokenizer.from_file(f"{minilm}/tokenizer.json"), embedding_dim=32)
+    original = SentenceTransformer(modules=[table], device="cpu")
+    original.save(str(tmp_path))
+    model = SentenceModel(str(tmp_path), device="cpu")
+    long = "a long text " * 500
+    np.testing.assert_allclose(model.encode([*TEXTS, long]), original.encode([*TEXTS, long]), atol=1e-5)
+    assert (model.info.dims, model.info.pooling) == (32, "mean")
+    assert model.info.max_input_length > model.count([long])[0] > 1_500
 
 
 def test_half_precision_is_near(minilm: str, model: SentenceModel) -> None:
