@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import tempfile
 import time
@@ -23,7 +24,6 @@ from harness import write
 from compass.adapters.fleet import FleetEmbedder
 from compass.demo.local import free_port
 from compass.domain.space import SpaceConfig
-from compass.embedder.app import build
 from compass.embedder.model import SentenceModel
 
 SENTENCE = "a river of words flows under the bridge where seven models swap light for the index of every query"
@@ -66,8 +66,12 @@ async def fleet(endpoint: str, dims: int, rows: Sequence[str]) -> None:
 @contextmanager
 def cluster(threads: int, models: dict[str, str], batch_size: int) -> Iterator[str]:
     """A Ray of our own with an embedder for each model; the base URL of Serve's proxy."""
+    # Read by the processes that Ray starts, which would otherwise run at a niceness that this one has not.
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
     import ray
     from ray import serve
+
+    from compass.embedder.app import build
 
     port = free_port()
     ray.init(address="local", num_cpus=threads * len(models), log_to_driver=False, include_dashboard=False)
@@ -107,7 +111,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minilm-texts", type=int, default=600)
+    parser.add_argument("--minilm-texts", type=int, default=512)
     parser.add_argument("--table-texts", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)

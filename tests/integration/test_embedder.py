@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 import yaml
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="wants the extra `embedder`"),
+]
 
 MANY = 9_000  # more than a rebuild embeds without Ray Data
 DOCS = [
