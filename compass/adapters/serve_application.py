@@ -7,6 +7,7 @@ imports it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ class ServeApplication:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handle: Any = None
+        self._finding = threading.Lock()
 
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """What a method of one of its replicas returns.
@@ -32,9 +34,8 @@ class ServeApplication:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                if self._handle is None:
-                    self._handle = await asyncio.to_thread(self._find)
-                return await self._handle.options(method_name=method).remote(*arguments)
+                handle = self._handle or await asyncio.to_thread(self._found)
+                return await handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
             raise self._error(f"did not answer within {timeout_s:.3g} s") from None
         except asyncio.CancelledError:
@@ -46,6 +47,13 @@ class ServeApplication:
             raise
         except Exception as error:  # noqa: BLE001 - Ray's, Serve's and the application's own have no common root
             raise self._failure(method, error) from None
+
+    def _found(self) -> Any:
+        """The handle, looked for once by however many callers: each has a router with connections of its own."""
+        with self._finding:
+            if self._handle is None:
+                self._handle = self._find()
+            return self._handle
 
     def _find(self) -> Any:
         import ray
