@@ -32,11 +32,13 @@ class ServeApplication:
                 replica ended or failed meanwhile.
             EndpointForbiddenError: it has no such method.
         """
+        handle: Any = None
         try:
             async with asyncio.timeout(timeout_s):
                 handle = self._handle or await asyncio.to_thread(self._found)
                 return await handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
+            self._forget(handle)
             raise self._error(f"did not answer within {timeout_s:.3g} s") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -46,7 +48,10 @@ class ServeApplication:
         except EmbeddingError:
             raise
         except Exception as error:  # noqa: BLE001 - Ray's, Serve's and the application's own have no common root
-            raise self._failure(method, error) from None
+            failure = self._failure(method, error)
+            if "status" not in failure.fields:
+                self._forget(handle)
+            raise failure from None
 
     def _found(self) -> Any:
         """The handle, looked for once by however many callers: each has a router with connections of its own."""
@@ -54,6 +59,11 @@ class ServeApplication:
             if self._handle is None:
                 self._handle = self._find()
             return self._handle
+
+    def _forget(self, handle: Any) -> None:
+        """Look for the application again the next time: a handle may not have heard that it was deployed anew."""
+        if self._handle is handle:
+            self._handle = None
 
     def _find(self) -> Any:
         import ray
@@ -74,7 +84,6 @@ class ServeApplication:
         if isinstance(error, BackPressureError):
             return self._error("has too many requests waiting", status=429)
         if isinstance(error, RayServeException):
-            self._handle = None  # it was deleted, or is deployed anew: look again
             return self._error(_line(error), unreachable=True)
         if isinstance(error, RayActorError):
             return self._error("its replica ended meanwhile")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from compass.adapters.endpoint import INFO_TIMEOUT_S, Endpoint
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding import Reply, Said, ServerInfo, read_info, request_options
+from compass.errors import EndpointUnavailableError
 
 EMBED, INFO = "tei_embed", "tei_info"  # the methods of an embedder's replica
 
@@ -36,7 +37,11 @@ class ServeEndpoint(Endpoint):
         info = self.info or await self.describe(timeout_s)
         with self._asked(len(texts)):
             options = request_options(self.config, self.kind, info)
-            reply = await self.application.call(EMBED, list(texts), options, timeout_s=timeout_s)
+            try:
+                reply = await self.application.call(EMBED, list(texts), options, timeout_s=timeout_s)
+            except EndpointUnavailableError:
+                self.info = None  # ask first, before texts wait for it again: that takes seconds at most
+                raise
             if not isinstance(reply, Reply):
                 return self._fit(None, len(texts), f"it is a {type(reply).__name__}")
             if reply.status != 200:

@@ -103,6 +103,22 @@ async def test_every_answer_has_the_error_that_http_has(reply: Any, error: type[
     assert endpoint.told()["errors"] == 1
 
 
+async def test_after_silence_it_is_asked_what_it_is_first() -> None:
+    """That is given seconds, not the time of an embedding; another replica may have other limits, too."""
+    application = FakeApplication()
+    endpoint = _endpoint(application)
+    await endpoint.embed(["a"], 60)
+    application.instead = EndpointUnavailableError("serve://embedder: its replica ended meanwhile")
+    for _ in range(2):
+        with pytest.raises(EndpointUnavailableError):
+            await endpoint.embed(["a"], 60)
+    application.instead = None
+    await endpoint.embed(["a"], 60)
+    asked = [(method, timeout_s) for method, _, timeout_s in application.calls]
+    info, embed = ("tei_info", 5.0), ("tei_embed", 60)
+    assert asked == [info, embed, embed, info, info, embed]
+
+
 async def test_too_many_inputs_name_the_limit() -> None:
     """So that the next request has the right size."""
     application = FakeApplication(max_client_batch_size=4)
