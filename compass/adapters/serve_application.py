@@ -35,6 +35,7 @@ class ServeApplication:
         handle: Any = None
         try:
             async with asyncio.timeout(timeout_s):
+                # Held until the answer is there: with the last handle its router goes, and who waits in it for ever.
                 handle = self._handle or await asyncio.to_thread(self._found)
                 return await handle.options(method_name=method).remote(*arguments)
         except TimeoutError:

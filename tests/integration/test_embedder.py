@@ -170,9 +170,9 @@ def test_stages_of_ray_data_call_it_by_handle_and_outlive_a_replica(
     _start(http, base, "new", 64, "serve://table", max_docs_per_s=2_000)
     wait_until(lambda: _status(http, base, "new")["endpoints"], 60, "the first word of a stage")
     assert service.kill("ServeReplica:table") == 1
+    assert _status(http, base, "new")["run"]["state"] == "running"
     status = _ended(http, base, "new")
     assert (status["status"], status["embedded"], status["failed"]) == ("active", MANY, 0), status
-    assert status["endpoints"][0]["errors"] > 0, "the replica's end was met"
     assert _best(http, base, f"{DOCS[3]} Number 8873.", vector_space="new")["chunk_index"] == 8_873
 
 
