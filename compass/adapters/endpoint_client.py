@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
@@ -21,31 +19,15 @@ import simdjson
 from yarl import URL
 
 from compass.adapters.embed_wire import decode_rows, encode_request, read_body, secrets_of, transport_reason
-from compass.adapters.endpoint_url import CheckedResolver, shown
+from compass.adapters.endpoint import INFO_TIMEOUT_S, Ask, Endpoint, TooManyError
+from compass.adapters.endpoint_url import CheckedResolver
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding import (
-    Kind,
-    Meaning,
-    ServerInfo,
-    meaning,
-    read_info,
-    read_said,
-    request_options,
-    retry_after_s,
-    smaller_batch,
-)
-from compass.domain.space import SpaceConfig, prepare_vectors, why_unfit
-from compass.domain.spending import Meter, guessed_tokens, most_tokens
-from compass.errors import (
-    CompassError,
-    EndpointAnswerError,
-    EndpointForbiddenError,
-    EndpointRefusedError,
-    EndpointUnavailableError,
-)
+from compass.domain.embedding import ServerInfo, read_info, read_said, request_options, retry_after_s
+from compass.errors import CompassError, EndpointUnavailableError
+
+__all__ = ["Connections", "EndpointClient", "TooManyError"]
 
 READ_BUFFER_BYTES = 2 << 20
-INFO_TIMEOUT_S = 5.0
 INFO_BYTES = 1 << 20
 NUMBER_BYTES = 64  # of JSON for one number, spaces included; a longer answer is not the answer
 
@@ -57,26 +39,11 @@ _ADVICE = {
 }
 
 
-class TooManyError(Exception):
-    """More than the endpoint takes in one request: inputs, or bytes where `limit` is None."""
-
-    def __init__(self, detail: str, limit: int | None) -> None:
-        super().__init__(detail)
-        self.limit = limit
-
-
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-@dataclass(slots=True)
-class _Charge:
-    """What a request has to be paid for: without an answer, all that it may have cost."""
-
-    tokens: int = 0
 
 
 class Connections:
@@ -129,96 +96,38 @@ def _abandon_all() -> None:
 
 
 @dataclass(slots=True, eq=False)
-class EndpointClient:
-    """One server. `info` is None until it has answered `/info` in some way.
+class EndpointClient(Endpoint):
+    """One server over HTTP; its `url` ends in `/embed`.
 
     Attributes:
-        url: Canonical, ending in `/embed`; never shown.
         key: Sent as `Authorization: Bearer`.
-        docs: Texts answered, since the first was asked for.
-        tokens: Of those, as the server counted them in `x-compute-tokens`.
-        meter: Asked before each request that embeds; None: nobody counts what it costs.
     """
 
-    url: str = field(repr=False)
-    config: SpaceConfig
-    kind: Kind
     key: str | None = field(repr=False)
     connections: Connections
-    info: ServerInfo | None = None
-    in_flight: int = 0
-    docs: int = 0
-    tokens: int = 0
-    errors: int = 0
-    last_error: str | None = None
-    meter: Meter | None = None
-    _asked_at: float | None = None
-    _secrets: tuple[bytes, ...] = field(default=(), repr=False)  # never repeated from what it says
-    _parser: Any = field(default_factory=simdjson.Parser, repr=False)
+    _secrets: tuple[bytes, ...] = field(default=(), init=False, repr=False)  # never repeated from what it says
+    _parser: Any = field(default_factory=simdjson.Parser, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._secrets = secrets_of(self.url, self.key)
 
-    @property
-    def shown(self) -> str:
-        """The URL without its secrets."""
-        return shown(self.url)
-
-    async def embed(
-        self, texts: Sequence[str], timeout_s: float, arrived: Callable[[], None] | None = None
-    ) -> FloatMatrix:
-        """The rows of texts that are one request: float32, shape (n, dims), checked, normalised for cosine.
-
-        `arrived` is called when the server is through with its rows and they have yet to be read.
-
-        Raises:
-            TooManyError: it wants fewer inputs, or bytes.
-            EndpointRefusedError: it will not take one of these inputs.
-            EndpointUnavailableError: it is down, overloaded (`retry_after` in the fields where it says when to
-                come back), or its model failed (`status` 424).
-            EndpointAnswerError: it answered 200 with what are no vectors of this space.
-            EndpointForbiddenError: no request of this form will ever succeed.
-            BudgetSpentError: nothing was sent: it might cost more than is left.
-        """
-        info = self.info or await self.describe(timeout_s)
-        if self.meter is None:
-            return await self._embed(texts, timeout_s, info, _Charge(), arrived)
-        held = await self.meter.reserve(most_tokens(texts))
-        charge = _Charge(held)
+    async def _exchange(self, ask: Ask) -> FloatMatrix:
+        count = len(ask.texts)
+        body = encode_request({"inputs": ask.texts, **request_options(self.config, self.kind, ask.info)})
+        limit = count * self.config.dims * NUMBER_BYTES + INFO_BYTES
         try:
-            return await self._embed(texts, timeout_s, info, charge, arrived)
-        finally:
-            self.meter.settle(held, charge.tokens)
-
-    async def _embed(
-        self,
-        texts: Sequence[str],
-        timeout_s: float,
-        info: ServerInfo,
-        charge: _Charge,
-        arrived: Callable[[], None] | None,
-    ) -> FloatMatrix:
-        with self._asked(len(texts)):
-            body = encode_request({"inputs": texts, **request_options(self.config, self.kind, info)})
-            limit = len(texts) * self.config.dims * NUMBER_BYTES + INFO_BYTES
-            try:
-                answer = await self._request(self.url, timeout_s, limit, body)
-            except EndpointUnavailableError as error:
-                if error.fields.get("unreachable"):
-                    charge.tokens = 0
-                raise
-            if answer.status != 200:
-                charge.tokens = 0
-                raise self._failure(answer, len(texts))
-            counted = answer.headers.get("x-compute-tokens", "")
-            tokens = int(counted) if counted.isascii() and counted.isdigit() else 0
-            charge.tokens = tokens or math.ceil(guessed_tokens(sum(map(len, texts))))
-            if arrived is not None:
-                arrived()
-                await asyncio.sleep(0)  # what it has set off is sent before these rows take their time
-            rows = self._read_rows(answer.body, len(texts))
-            self.tokens += tokens
-            return rows
+            answer = await self._request(self.url, ask.timeout_s, limit, body)
+        except EndpointUnavailableError as error:
+            if error.fields.get("unreachable"):
+                ask.cost_tokens = 0
+            raise
+        if answer.status != 200:
+            ask.cost_tokens = 0
+            raise self._read_failure(answer, count)
+        counted = answer.headers.get("x-compute-tokens", "")
+        await self._arrived(ask, int(counted) if counted.isascii() and counted.isdigit() else 0)
+        decoded, reason = decode_rows(self._parser, answer.body, count, self.config.dims)
+        return self._fit(decoded, count, reason)
 
     async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:
         """Ask `/info`. Only a server that is not up leaves the question open.
@@ -239,66 +148,15 @@ class EndpointClient:
         self.info = read_info(answer.status, answer.body)
         return self.info
 
-    def told(self) -> dict[str, Any]:
-        """{url, in_flight, docs_per_s, docs, tokens, errors, last_error}, since it was made."""
-        elapsed_s = time.monotonic() - self._asked_at if self._asked_at else 0.0
-        return {
-            "url": self.shown,
-            "in_flight": self.in_flight,
-            "docs_per_s": round(self.docs / elapsed_s, 1) if elapsed_s else 0.0,
-            "docs": self.docs,
-            "tokens": self.tokens,
-            "errors": self.errors,
-            "last_error": self.last_error,
-        }
-
-    @contextmanager
-    def _asked(self, count: int) -> Iterator[None]:
-        """Keep count of a request for `count` texts, and of how it ends."""
-        self._asked_at = self._asked_at or time.monotonic()
-        self.in_flight += 1
-        try:
-            yield
-            self.docs += count
-        except CompassError as error:
-            self.errors, self.last_error = self.errors + 1, error.detail
-            raise
-        finally:
-            self.in_flight -= 1
-
-    def _failure(self, answer: _Answer, count: int) -> Exception:
+    def _read_failure(self, answer: _Answer, count: int) -> Exception:
         """The error that an answer other than 200 stands for."""
         body = answer.body
         for secret in self._secrets:
             body = body.replace(secret, b"***")
-        said = read_said(body)
-        detail = f"{self.shown} answered {answer.status}{': ' + said.reason if said.reason else ''}"
-        fields: dict[str, Any] = {"endpoint": self.shown, "status": answer.status}
-        match meaning(answer.status, said):
-            case Meaning.TOO_MANY:
-                return TooManyError(detail, smaller_batch(count, said))
-            case Meaning.TOO_LARGE:
-                return TooManyError(detail, None)
-            case Meaning.REFUSED:
-                return EndpointRefusedError(detail, fields)
-            case Meaning.BACKEND | Meaning.BUSY:
-                after_s = retry_after_s(answer.headers.get("Retry-After"), time.time())
-                if after_s is not None:
-                    fields["retry_after"] = after_s
-                return EndpointUnavailableError(detail, fields)
+        after_s = retry_after_s(answer.headers.get("Retry-After"), time.time())
         redirect = "redirects are not followed, give the final URL" if 300 <= answer.status < 400 else None
         advice = _ADVICE.get(answer.status, redirect)
-        return EndpointForbiddenError(f"{detail} ({advice})" if advice else detail, fields)
-
-    def _read_rows(self, body: bytes, count: int) -> FloatMatrix:
-        dims = self.config.dims
-        rows, reason = decode_rows(self._parser, body, count, dims)
-        if rows is not None:
-            reason = why_unfit(rows, dims)
-            if reason is None:
-                return prepare_vectors(rows, self.config.metric)
-        detail = f"{self.shown} answered 200, but not with vectors of this space: {reason}"
-        raise EndpointAnswerError(detail, {"endpoint": self.shown, "reason": reason})
+        return self._failure(answer.status, read_said(body), count, after_s, advice)
 
     async def _request(self, url: str, timeout_s: float, limit: int, body: bytes | None = None) -> _Answer:
         """One request, never redirected. No error of aiohttp's leaves here: they hold headers and URLs."""

@@ -19,10 +19,12 @@ from aiohttp import ThreadedResolver
 from aiohttp.abc import ResolveResult
 from yarl import URL
 
+from compass.domain.names import NAME
 from compass.domain.space import BUILTIN
 from compass.errors import EndpointForbiddenError, InvalidRequestError
 
 MAX_URL_CHARS = 2_048
+SERVE = "serve://"  # begins the name of an application of Ray Serve on the same cluster
 
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
@@ -47,7 +49,7 @@ _NUMBERS = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+))
 
 
 def check_endpoint(url: str) -> str:
-    """The canonical URL that Compass posts to, ending in `/embed`; or "builtin".
+    """The canonical URL that Compass posts to, ending in `/embed`; or "builtin", or `serve://<application>`.
 
     Args:
         url: http or https, with or without the trailing `/embed`.
@@ -58,11 +60,15 @@ def check_endpoint(url: str) -> str:
     """
     if url == BUILTIN:
         return url
+    if url.startswith(SERVE):
+        if not NAME.fullmatch(url.removeprefix(SERVE)):
+            _refuse(f"after {SERVE} comes the name of an application alone, and it matches {NAME.pattern}")
+        return url
     if len(url) > MAX_URL_CHARS or not url.isprintable() or any(c.isspace() or c == "\\" for c in url):
         _refuse(f"must be a URL of at most {MAX_URL_CHARS} characters, without spaces, controls and backslashes")
     parsed = _parse(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        _refuse('must begin with http:// or https:// and name a host, or be "builtin"')
+        _refuse('must begin with http:// or https:// and name a host, or be "builtin" or serve://<application>')
     if parsed.raw_user is not None or parsed.raw_password is not None:
         _refuse("must not hold credentials; give the key by an environment variable, see api_key_env")
     reason = why_refused(parsed.host)

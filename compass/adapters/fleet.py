@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from compass.adapters.embed_wire import check_key
-from compass.adapters.endpoint_client import Connections, EndpointClient, TooManyError
-from compass.adapters.endpoint_url import check_endpoint
+from compass.adapters.endpoint_client import Connections, TooManyError
+from compass.adapters.endpoints import open_endpoint
 from compass.adapters.fleet_member import Job, Member, Piece
 from compass.adapters.pace import Pace
 from compass.domain.aimd import BatchSize
@@ -86,8 +86,7 @@ class FleetEmbedder:
             raise InvalidRequestError("a fleet wants at least one endpoint")
         key = check_key(api_key)
         self._connections = Connections()
-        urls = [check_endpoint(url) for url in endpoints]
-        clients = (EndpointClient(url, config, kind, key, self._connections, meter=meter) for url in urls)
+        clients = (open_endpoint(url, config, kind, key, self._connections, meter) for url in endpoints)
         self._members = [Member(client) for client in clients]
         self._turn = itertools.cycle(range(len(self._members)))
         self._config = config

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from compass.adapters.endpoint_client import EndpointClient
+from compass.adapters.endpoint import Endpoint
 from compass.domain.aimd import BatchSize, Window
 from compass.domain.chunk import FloatMatrix
 from compass.errors import EmbeddingError
@@ -36,7 +36,7 @@ class Piece:
     start: int
     stop: int
     suspicions: int = 0
-    tried: frozenset[EndpointClient] = frozenset()
+    tried: frozenset[Endpoint] = frozenset()
     reason: str = ""
 
     @property
@@ -63,7 +63,7 @@ class Member:
         why: The error that it is refused for.
     """
 
-    client: EndpointClient
+    client: Endpoint
     batch: BatchSize = field(default_factory=BatchSize)
     window: Window = field(default_factory=Window)
     state: State = "new"

@@ -13,7 +13,7 @@ import click
 from pydantic import ValidationError
 
 from compass import __version__
-from compass.cli import rebuild
+from compass.cli import embedder, rebuild
 from compass.errors import CompassError
 from compass.settings import Settings
 
@@ -76,6 +76,7 @@ def embed_server(model: str, dims: int, host: str, port: int, max_batch: int) ->
         run(model, dims, host=host, port=port, max_client_batch_size=max_batch)
 
 
+main.add_command(embedder.command)
 main.add_command(rebuild.command)
 
 

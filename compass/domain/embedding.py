@@ -110,6 +110,23 @@ class ServerInfo:
     pooling: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A server's answer to a caller without HTTP: rows and their tokens (200), or why there are none.
+
+    Attributes:
+        status: As over HTTP.
+        rows: float32, shape (n, dims).
+        error, error_type: As TEI's JSON has them; no `error_type` where TEI answers in plain text.
+    """
+
+    status: int
+    rows: FloatMatrix | None = None
+    tokens: int = 0
+    error: str = ""
+    error_type: str | None = None
+
+
 def read_said(body: bytes) -> Said:
     """The reason in an error's body: TEI's, FastAPI's and vLLM's JSON, or the text itself, cut short."""
     try:

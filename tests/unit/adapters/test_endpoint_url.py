@@ -28,6 +28,8 @@ from compass.errors import EndpointForbiddenError, InvalidRequestError
         ("http://172.16.9.9", "http://172.16.9.9/embed"),
         ("http://[::1]:3000", "http://[::1]:3000/embed"),
         ("http://[fd12:3456::1]", "http://[fd12:3456::1]/embed"),
+        ("serve://embedder", "serve://embedder"),
+        ("serve://all-minilm_2", "serve://all-minilm_2"),
     ],
 )
 def test_an_endpoint_has_one_canonical_url(url: str, canonical: str) -> None:
@@ -106,6 +108,15 @@ def test_other_spellings_of_allowed_addresses_are_allowed(host: str) -> None:
         "http://host\\@169.254.169.254/",
         "http://host/" + "a" * 3_000,
         "Builtin",
+        "serve://",
+        "serve://Embedder",
+        "serve://a/b",
+        "serve://a.b",
+        "serve://a:8000",
+        "serve://user@a",
+        "serve://a?k=v",
+        "serve://" + "a" * 64,
+        "SERVE://a",
     ],
 )
 def test_what_is_no_http_url_is_refused(url: str) -> None:
@@ -132,6 +143,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
 def test_a_shown_url_holds_no_secret() -> None:
     """Logs and errors get scheme, host, port and path."""
     assert shown("http://u:p@h:3/embed?key=1#x") == "http://h:3/embed"
+    assert shown("serve://embedder") == "serve://embedder"
 
 
 def test_a_name_is_judged_by_itself() -> None:
