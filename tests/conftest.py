@@ -126,8 +126,11 @@ def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def service(new_service: Callable[..., Any]) -> Iterator[ServiceProcess]:
-    """One service that the tests of a session share; each makes collections of its own names."""
-    with new_service() as running:
+    """One service that the tests of a session share; each makes collections of its own names.
+
+    What a rebuild has beyond 2,000 chunks is embedded by Ray Data's actors.
+    """
+    with new_service(rebuild_local_rows="2000") as running:
         yield running
 
 

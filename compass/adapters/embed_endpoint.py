@@ -18,8 +18,8 @@ import numpy as np
 import stamina
 
 from compass.adapters.embed_wire import check_key
-from compass.adapters.endpoint import Endpoint
-from compass.adapters.endpoint_client import Connections, TooManyError
+from compass.adapters.endpoint import Endpoint, TooManyError
+from compass.adapters.endpoint_client import Connections
 from compass.adapters.endpoints import open_endpoint
 from compass.domain.aimd import FIRST_BATCH
 from compass.domain.chunk import FloatMatrix, has_text

@@ -42,7 +42,7 @@ def open_embedder(
     max_docs_per_s: float | None = None,
     meter: Meter | None = None,
 ) -> Embedder:
-    """The embedder of a space: the built-in model, or its endpoints over HTTP. Opens no connection yet.
+    """The embedder of a space: the built-in model, or its endpoints. Opens no connection yet.
 
     Args:
         config: dims, metric and prompt names of the space.

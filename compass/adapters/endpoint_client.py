@@ -19,13 +19,11 @@ import simdjson
 from yarl import URL
 
 from compass.adapters.embed_wire import decode_rows, encode_request, read_body, secrets_of, transport_reason
-from compass.adapters.endpoint import INFO_TIMEOUT_S, Ask, Endpoint, TooManyError
+from compass.adapters.endpoint import INFO_TIMEOUT_S, Ask, Endpoint
 from compass.adapters.endpoint_url import CheckedResolver
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding import ServerInfo, read_info, read_said, request_options, retry_after_s
 from compass.errors import CompassError, EndpointUnavailableError
-
-__all__ = ["Connections", "EndpointClient", "TooManyError"]
 
 READ_BUFFER_BYTES = 2 << 20
 INFO_BYTES = 1 << 20

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from compass.adapters.embed_wire import check_key
-from compass.adapters.endpoint_client import Connections, TooManyError
+from compass.adapters.endpoint import TooManyError
+from compass.adapters.endpoint_client import Connections
 from compass.adapters.endpoints import open_endpoint
 from compass.adapters.fleet_member import Job, Member, Piece
 from compass.adapters.pace import Pace

@@ -15,6 +15,7 @@ from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding import Reply, Said, ServerInfo, read_info, request_options
 from compass.errors import EndpointUnavailableError
 
+TURNED_AWAY = 429
 EMBED, INFO = "tei_embed", "tei_info"  # the methods of an embedder's replica
 
 
@@ -35,8 +36,10 @@ class ServeEndpoint(Endpoint):
         options, count = request_options(self.config, self.kind, ask.info), len(ask.texts)
         try:
             reply = await self.application.call(EMBED, list(ask.texts), options, timeout_s=ask.timeout_s)
-        except EndpointUnavailableError:
+        except EndpointUnavailableError as error:
             self.info = None  # ask first, before texts wait for it again: that takes seconds at most
+            if error.fields.get("unreachable") or error.fields.get("status") == TURNED_AWAY:
+                ask.cost_tokens = 0
             raise
         if not isinstance(reply, Reply):
             return self._fit(None, count, f"it is a {type(reply).__name__}")

@@ -48,7 +48,7 @@ class Client(Protocol):
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Texts of one request.")
 @click.option("--api-key-env", help="The service's variable that holds the endpoints' key: COMPASS_EMBED_KEY_*.")
-@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at once of each embed actor.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Requests at once.")
 @click.option("--max-docs-per-s", type=POSITIVE, help="The most to embed in a second.")
 @click.option("--max-failed", type=click.IntRange(min=0), help="Chunks that may be refused. Default: none.")
 @click.option(

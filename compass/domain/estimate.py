@@ -162,7 +162,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
+class SpaceSize:
     """Bytes of a whole space: its files, its saved graph, and both halves of it in memory."""
 
     vector_files: int

@@ -8,8 +8,8 @@ from typing import Any
 from compass.domain.chunk import IntVector
 from compass.domain.estimate import (
     Built,
-    Footprint,
     Probed,
+    SpaceSize,
     Span,
     Terms,
     Work,
@@ -31,7 +31,7 @@ def forecast(
     probed: Sequence[Probed],
     sampled: IntVector,
     built: Built | None,
-    footprint: Footprint,
+    footprint: SpaceSize,
     terms: Terms,
     *,
     chunks: Mapping[int, Mapping[str, Any]],
@@ -144,7 +144,7 @@ def _over(terms: Terms, price: Span | None) -> list[Failure]:
     return [{"type": "budget-spent", "detail": detail, "ends_run": sure}]
 
 
-def _disk(footprint: Footprint) -> dict[str, int]:
+def _disk(footprint: SpaceSize) -> dict[str, int]:
     """A graph is saved beside the one before, and vector files are merged before they are deleted."""
     total = footprint.vector_files + footprint.graph_file
     beside = footprint.graph_file + min(footprint.vector_files, SAVING_BYTES)

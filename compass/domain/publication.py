@@ -391,8 +391,9 @@ class Publication:
         self._queues[t.scope.collection].popleft()
 
     def _update(self, update: Update) -> None:
+        table = update(self.table)
         self._revision += 1
-        self.table = replace(update(self.table), incarnation=self._incarnation, version=self._revision)
+        self.table = replace(table, incarnation=self._incarnation, version=self._revision)
 
     def _find(self, op: int) -> _Transition:
         return next(q[0] for q in self._queues.values() if q[0].op == op and q[0].phase is Phase.COMMIT)

@@ -156,6 +156,8 @@ class Pool:
     def _rows(self, batch: Sequence[Waiting]) -> FloatMatrix:
         prompt, side = batch[0].treatment
         rows = self._encode([one.text for one in batch], prompt, side)
+        if rows.shape != (len(batch), self._dims):
+            raise ValueError(f"rows of shape {rows.shape}, not {(len(batch), self._dims)}")
         if not np.isfinite(rows).all():
             raise ValueError("a vector holds NaN or infinity")
         return rows

@@ -27,7 +27,6 @@ LOCAL_ROWS = 200_000  # up to here one process is done before Ray Data and its a
 AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
 STAGE_CPUS = 0.25  # what an actor reserves: it waits for an endpoint most of the time
 CLOSE_S = 1.0
-STAGE_NICENESS = 5  # queries go first on a busy machine
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -189,7 +188,6 @@ class RemoteStage:
     """A stage in an actor of Ray Data: threads call it, its one event loop does the work."""
 
     def __init__(self, open_stage: OpenStage, job: RebuildJob, attempt: str) -> None:
-        os.nice(STAGE_NICENESS)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="stage", daemon=True).start()
 

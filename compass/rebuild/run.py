@@ -80,7 +80,7 @@ class RebuildRun:
         self._actors, self._local_rows, self._clock = actors, local_rows, clock
         self._record: RunRecord | None = None
         self._progress = Progress()
-        self._fleet = Fleet()
+        self._fleet = Fleet(self._clock)
         self._ledger: Ledger | None = None
         self._moved_at_s = self._clock()
         self._closed = False
@@ -183,7 +183,7 @@ class RebuildRun:
 
         The vids from `owns_below` on are the follower's already, and it may have some of them in flight.
         """
-        self._progress, self._fleet = replace(progress, active=False), Fleet()
+        self._progress, self._fleet = replace(progress, active=False), Fleet(self._clock)
         self._ledger = Ledger(job, spent, self._save)
         self._moved_at_s, self._landed = self._clock(), False
         attempt = uuid.uuid4().hex

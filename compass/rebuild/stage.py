@@ -113,8 +113,9 @@ class EmbedStage:
         done = await embed_each(self._embedder, texts)
         refused = {int(vids[i]): reason for i, reason in done.refused.items()}
         key = await asyncio.to_thread(self._keep, name, vids[done.rows], done.vectors, refused)
-        self._stopped = done.stopped is not None
-        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints(), self._stopped)
+        stopped = done.stopped is not None
+        self._stopped = self._stopped or stopped
+        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints(), stopped)
 
     def endpoints(self) -> tuple[dict[str, Any], ...]:
         """How the endpoints do, as this stage sees them."""

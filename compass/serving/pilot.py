@@ -20,7 +20,7 @@ from compass.adapters.probe import Probe
 from compass.domain import memory
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.embedding import Embedder
-from compass.domain.estimate import Built, Footprint, Probed, Terms, Work, sample_order
+from compass.domain.estimate import Built, Probed, SpaceSize, Terms, Work, sample_order
 from compass.domain.forecast import forecast
 from compass.domain.space import BUILTIN, Space, SpaceConfig
 from compass.domain.spending import Price
@@ -137,11 +137,11 @@ class Pilot:
         }
 
 
-def footprint_of(config: SpaceConfig, rows: int) -> Footprint:
+def footprint_of(config: SpaceConfig, rows: int) -> SpaceSize:
     """What a space of so many vectors takes."""
     taken = memory.Footprint(config.dims, config.hnsw.m)
     graph = taken.graph_bytes(memory.grown(memory.FIRST_CAPACITY, rows))
-    return Footprint(stored_bytes(config.dims, rows), saved_bytes(config, rows), graph, taken.rows_bytes(rows))
+    return SpaceSize(stored_bytes(config.dims, rows), saved_bytes(config, rows), graph, taken.rows_bytes(rows))
 
 
 def measure_build(

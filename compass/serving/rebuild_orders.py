@@ -19,6 +19,7 @@ from compass.errors import (
     CompassError,
     DefaultSpaceError,
     FingerprintMismatchError,
+    InsufficientMemoryError,
     InvalidRequestError,
     NotFoundError,
     RebuildRunningError,
@@ -104,14 +105,16 @@ class RebuildOrders:
     async def _known_failures(
         self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
     ) -> list[dict[str, Any]]:
-        """What the order would be refused for because of the model behind an endpoint, as failures of the report."""
-        accept, key = spec.accept_new_fingerprint, spec.api_key_env
-        found = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=spec.restart)
-        if not spec.restart:
-            try:
+        """What the order would be refused for, other models and memory, as failures of the report."""
+        accept, key, fresh = spec.accept_new_fingerprint, spec.api_key_env, spec.restart
+        others = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=fresh)
+        found: list[CompassError] = list(others)
+        try:
+            if not fresh:
                 await self.refuse_tainted(route, target)
-            except FingerprintMismatchError as error:
-                found.append(error)
+            await self._cluster.index(route.uuid, target).afford(fresh)
+        except (FingerprintMismatchError, InsufficientMemoryError) as error:
+            found.append(error)
         return [{"type": e.type, "detail": e.detail, "ends_run": True, **e.fields} for e in found]
 
     async def _refuse_running(self, target: Space) -> bool:

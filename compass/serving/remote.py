@@ -54,6 +54,8 @@ class Remote:
                 return await getattr(self._handle, method).remote(*args)
             except RayTaskError as error:
                 raise _cause(error) from None
+            except AttributeError as error:  # an actor outlives a rollout, with the code that it was started with
+                raise UnavailableError(f"a part of the service is of another version and cannot {method}") from error
             except (RayError, ValueError) as error:
                 self._handle = None
                 if (raised := _raised_at_birth(error)) is not None:

@@ -233,13 +233,13 @@ class SpaceIndex:
         if self._run.get("state") == "running":
             await self._heed_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
-        if self._crowded:
-            await self._take_left_out()
-        await self._embed_missing()
-        if (tidied := self._tidying) is None or tidied.done():
+        if (tidied := self._tidying) is None or tidied.done():  # first: it frees memory that the rest may lack
             self._tidying = asyncio.get_running_loop().create_task(self._tidy())
             if tidied is not None:
                 tidied.result()  # raises what went wrong
+        if self._crowded:
+            await self._take_left_out()
+        await self._embed_missing()
         if self._is_fed_and_complete():
             await self._completed()
 

@@ -69,9 +69,7 @@ class VectorIndex:
         Raises:
             InsufficientMemoryError: there is not.
         """
-        unsettled = self._rows.end - self._settled
-        more_bytes = self._graph.growth_bytes(unsettled + count) + self._rows.growth_bytes(count)
-        self._room.require("the index of the vector space", more_bytes, self.memory_bytes())
+        self._room.require("the index of the vector space", self._growth_bytes(count), self.memory_bytes())
 
     def require(self, rows: int, afresh: bool) -> None:
         """Return if a space of so many rows fits; `afresh`: in place of this one, else this one grows to it.
@@ -79,12 +77,18 @@ class VectorIndex:
         Raises:
             InsufficientMemoryError: it does not fit.
         """
-        whole, held = self._footprint.space_bytes(rows), self._filled_bytes()
+        whole, held, more = self._footprint.space_bytes(rows), self._filled_bytes(), rows - len(self)
         what = f"a vector space of {rows} vectors of {self._footprint.dims} dims"
         if afresh:
             self._room.require(what, whole, 0, freed_bytes=held)
-        else:
-            self._room.require(what, whole - held, held)
+        elif more > 0:  # a few rows more do not fill what a graph that is there already has room for
+            filled = self._footprint.graph_bytes(more) + self._footprint.rows_bytes(more)
+            self._room.require(what, min(whole - held, self._growth_bytes(more) + filled), held)
+
+    def _growth_bytes(self, count: int) -> int:
+        """What graph and rows grow by before they have `count` further rows."""
+        unsettled = self._rows.end - self._settled
+        return self._graph.growth_bytes(unsettled + count) + self._rows.growth_bytes(count)
 
     def fits_twice(self) -> bool:
         """Whether there is room for another one like it, for as long as that is built."""

@@ -14,7 +14,7 @@ from compass.embed_server import served
 pytestmark = pytest.mark.ray
 
 MODEL, DIMS, CHUNKS = "words-b", 64, 1_500
-MANY = 7_500  # with the others more than a rebuild embeds without Ray Data
+MANY = 7_500
 
 
 def ingest(http: httpx.Client, base: str, file_id: str, count: int) -> None:
@@ -122,10 +122,7 @@ def test_a_budget_ends_the_run_and_a_greater_one_goes_on(http: httpx.Client, bas
 
 
 def test_a_killed_run_forgets_no_spending(service: Any, http: httpx.Client, base: str, wait_until: Any) -> None:
-    """Kill -9 of the rebuild's process: the same run goes on, with the account that it had, and keeps its budget.
-
-    So many chunks are embedded by processes of Ray Data, which ask for each request.
-    """
+    """Kill -9 of the rebuild's process: the same run goes on, with the account that it had, and keeps its budget."""
     rebuild, status = f"{base}/vector-spaces/new/rebuild", f"{base}/vector-spaces/new/status"
     words, budget = [0], 30_000.0
     ingest(http, base, "g", MANY)

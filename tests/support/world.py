@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -251,14 +250,6 @@ async def hurried(folder: Path) -> AsyncIterator[World]:
             yield made
         finally:
             await made.close()
-
-
-async def until(condition: Callable[[], Any], wait_s: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
 
 
 def raises(error: Exception) -> Any:

@@ -81,7 +81,7 @@ class Failure(Struct, kw_only=True):
     """Something that would fail. `ends_run`: whether the rebuild would not start, or not end well, because of it.
 
     `count` and `chunks` are of `chunks-refused`: how many of all, and the first of the sample. `recorded` and `found`
-    are the fingerprints of a `fingerprint-mismatch`.
+    are the fingerprints of a `fingerprint-mismatch`; bytes and node are of `insufficient-memory`.
     """
 
     type: str
@@ -92,6 +92,9 @@ class Failure(Struct, kw_only=True):
     chunks: list[RefusedChunk] | UnsetType = UNSET
     recorded: dict[str, Any] | UnsetType = UNSET
     found: dict[str, Any] | UnsetType = UNSET
+    needed_bytes: int | UnsetType = UNSET
+    free_bytes: int | UnsetType = UNSET
+    node: str | UnsetType = UNSET
 
 
 class RebuildEstimate(Struct, kw_only=True):

@@ -105,6 +105,14 @@ async def test_rows_that_are_no_numbers_are_a_failure_of_the_model() -> None:
     pool.close()
 
 
+async def test_rows_of_another_shape_are_a_failure_of_the_model() -> None:
+    """A model that gives fewer rows than texts, or wider ones, leaves no request waiting."""
+    pool = _pool(lambda texts, prompt, side: np.zeros((len(texts), 3), np.float32))
+    with pytest.raises(RefusalError, match="shape"):
+        await _ask(pool, "a")
+    pool.close()
+
+
 async def test_a_request_that_nobody_waits_for_is_not_embedded(fake: Any) -> None:
     """A client that has gone costs the model nothing more."""
     pool = Pool(fake.encode, 8, 1_000)

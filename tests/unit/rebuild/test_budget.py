@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from starlette.responses import Response
+from waiting import until
 
 from compass.domain.space import SpaceConfig
 from compass.embed_server import served
@@ -184,11 +185,3 @@ async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> 
         await run.start(RebuildJob("j", (endpoint.url,)))
         assert (await run.wait()).state == "done"
     assert "cost" not in await run.status()
-
-
-async def until(condition: Any, wait_s: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)

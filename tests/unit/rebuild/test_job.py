@@ -73,7 +73,7 @@ def word(url: str, **said: Any) -> dict[str, Any]:
 
 def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
     """Each endpoint is listed once; a stage's later word replaces its earlier one, the best state counts."""
-    fleet = Fleet()
+    fleet = Fleet(lambda: 0.0)
     fleet.hear("s1", [word("http://a", in_flight=9, errors=9, last_error="old")])
     fleet.hear("s1", [word("http://a", in_flight=1, docs=5, state="down"), word("http://b", errors=1)])
     fleet.hear("s2", [word("http://a", in_flight=3, docs=7, errors=2, last_error="reset", state="paused")])
@@ -86,7 +86,7 @@ def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
 
 def test_a_fleet_waits_when_no_endpoint_answers() -> None:
     """Down or refused at every stage: the reason names each; one that is up, or not asked yet, ends it."""
-    fleet = Fleet()
+    fleet = Fleet(lambda: 0.0)
     assert fleet.waiting() is None
     fleet.hear("s1", [word("http://a", state="down", last_error="no route"), word("http://b", state="refused")])
     said = fleet.waiting() or ""

@@ -114,9 +114,8 @@ async def test_an_error_of_one_stream_ends_the_other(job: Any, monkeypatch: pyte
     assert (stage.closed, stage.at_once) == (1, 0)
 
 
-def test_a_remote_stage_answers_errors_as_values(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_stage_answers_errors_as_values(job: Any) -> None:
     """In an actor an error travels as it was, fields included, and the stage works on afterwards."""
-    monkeypatch.setattr(pipeline.os, "nice", lambda by: 0)
     stage = ScriptedStage()
     opened: list[Any] = []
     remote = RemoteStage(lambda *order: (opened.append(order), stage)[1], job(), "a")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from world import DIMS, NEW, Model, World, until
+from waiting import until
+from world import DIMS, NEW, Model, World
 
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.memory import FIRST_CAPACITY, Footprint, Room

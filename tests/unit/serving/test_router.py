@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from world import DIMS, NEW, OLD, FakeRebuild, Faulty, Model, World, raises, until
+from waiting import until
+from world import DIMS, NEW, OLD, FakeRebuild, Faulty, Model, World, raises
 
 from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput
 from compass.domain.embedding import ServerInfo
 from compass.domain.history import By
+from compass.domain.memory import SMALL_BYTES, Room
 from compass.domain.search import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import (
@@ -676,6 +678,24 @@ async def test_an_estimate_is_asked_of_a_pilot_and_leaves_no_trace(world: World)
     assert (order["budget"], order["cost_per_hour"], order["restart"]) == (5.0, 1.0, False)
     assert (world.space("new"), (await world.cluster.collection(uuid).info())["seq"]) == before
     assert world.cluster.rebuilds == {}
+
+
+async def test_an_estimate_tells_of_memory_that_is_not_there(world: World) -> None:
+    """As something that ends the run, with both numbers; an order would be refused for it."""
+    world.cluster.room = Room(lambda: 1_000, "node-7")
+    await world.create("one")
+    await world.router.add_space("docs", "wide", SpaceConfig(16_384, "b"))
+
+    def full(real: Any, space: Space) -> Any:
+        async def afford(afresh: bool) -> None:
+            world.cluster.room.require("a vector space", 2 * SMALL_BYTES, 0)
+
+        return Faulty(real, afford=afford) if space.name == "wide" else real
+
+    world.cluster.wrap_index = full
+    (failure,) = (await world.router.estimate_rebuild("docs", "wide", RebuildSpec(("http://b1",))))["failures"]
+    assert (failure["type"], failure["ends_run"]) == ("insufficient-memory", True)
+    assert (failure["needed_bytes"], failure["free_bytes"], failure["node"]) == (2 * SMALL_BYTES, 1_000, "node-7")
 
 
 async def test_an_estimate_is_refused_where_the_order_would_be(world: World) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput, FloatMatrix
@@ -131,14 +131,6 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     made = World(tmp_path)
     yield made
     await made.close()
-
-
-async def until(condition: Callable[[], Any], wait_s: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.01)
 
 
 # ---- following
