@@ -85,6 +85,7 @@ class RebuildRun:
         self._moved_at_s = self._clock()
         self._closed = False
         self._landed = False  # whether this attempt has added vectors
+        self._through = False  # whether nothing is left to do but to end
         self._starting, self._writing = asyncio.Lock(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._opened = asyncio.get_running_loop().create_task(self._resume())
@@ -119,6 +120,10 @@ class RebuildRun:
         """Whether a run goes on."""
         await self._opened
         return self._is_running()
+
+    async def writing(self) -> bool:
+        """Whether a run may still add vectors; one that has had its space activated has only to say so."""
+        return await self.running() and not self._through
 
     async def wait(self) -> RunRecord | None:
         """The record of the run once it has ended; None without a run."""
@@ -185,7 +190,7 @@ class RebuildRun:
         """
         self._progress, self._fleet = replace(progress, active=False), Fleet(self._clock)
         self._ledger = Ledger(job, spent, self._save)
-        self._moved_at_s, self._landed = self._clock(), False
+        self._moved_at_s, self._landed, self._through = self._clock(), False, False
         attempt = uuid.uuid4().hex
         record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
         await self._accept(replace(record, spending=self._ledger.told()))
@@ -299,9 +304,11 @@ class RebuildRun:
                 raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
 
     async def _activated(self) -> bool:
+        self._through = True  # before the call: whoever sees the space active may swap to it at once
         try:
             await self._router.activate(self._name, self._space_id)
         except SpaceLagsError:
+            self._through = False
             return False
         self._progress = self._progress.activated()
         return True

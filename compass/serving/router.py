@@ -271,7 +271,7 @@ class RouterService:
     async def _guard_swap(self, route: CollectionRoute, target: Space) -> None:
         """Refuse a target whose contents are in question; no force overrides that."""
         run = await self._cluster.find_rebuild(target.id)
-        if run is not None and await run.running():
+        if run is not None and await run.writing():
             raise RebuildRunningError(
                 f"vector space {target.name!r} is being rebuilt; wait for the end, or cancel it",
                 {"space": target.name},

@@ -65,6 +65,9 @@ class RebuildPort(Protocol):
     async def running(self) -> bool:
         """Whether the run goes on."""
 
+    async def writing(self) -> bool:
+        """Whether the run may still add vectors."""
+
 
 class Cluster(Protocol):
     """Where the other actors are: found by id, started if they are not there."""

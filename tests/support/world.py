@@ -75,6 +75,9 @@ class FakeRebuild:
     async def running(self) -> bool:
         return self.runs
 
+    async def writing(self) -> bool:
+        return self.runs
+
 
 class Faulty:
     """A port whose methods a test replaces; all others go to the real one."""

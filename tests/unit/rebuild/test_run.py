@@ -42,6 +42,28 @@ async def test_ends_with_an_active_space(world: Any, job: Any) -> None:
     assert world.index.held == set(world.embeddable())
 
 
+async def test_a_run_whose_space_is_active_writes_no_more(world: Any, job: Any) -> None:
+    """From the moment on at which anybody can see the space active, nobody is told that it is being rebuilt."""
+    world.ingest(texts(10))
+    run = world.new_run()
+    seen: list[bool] = []
+    activate = world.router.activate
+
+    async def slowly(collection: str, space_id: str) -> None:
+        await activate(collection, space_id)
+        seen.append(await run.writing())
+
+    world.router.activate = slowly
+    world.embedder.open_gate.clear()
+    await run.start(job())
+    await world.embedder.waiting.wait()
+    assert await run.writing()
+    world.embedder.open_gate.set()
+    await run.wait()
+    assert seen == [False]
+    assert world.status() == "active"
+
+
 async def test_an_empty_collection_is_done_at_once(world: Any, job: Any) -> None:
     """A space of no chunks turns active without a request."""
     run = world.new_run()
