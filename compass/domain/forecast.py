@@ -21,7 +21,7 @@ from compass.domain.estimate import (
 )
 
 SHOWN_REFUSALS = 20  # of each endpoint
-SAVING_BYTES = 256 << 20  # the most that a merge of vector files writes before it deletes
+SAVING_BYTES = 64 << 20  # the most that a merge of vector files writes before it deletes
 
 Failure = dict[str, Any]
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 GIVEN = "given"  # the run of vectors that callers sent; they win over computed ones of the same vid
 _COMPUTED = "model"
-_MERGE_BYTES = 256 << 20
+_MERGE_BYTES = 64 << 20  # a merge has about four times that in memory
 _TINY_ROWS = 4096
 _RELISTS = 100
 

@@ -70,4 +70,8 @@ class Usage:
 
 def _kind(process: psutil.Process) -> str:
     title = " ".join(process.cmdline())
-    return title.removeprefix("ray::").split(".")[0].split(":")[0] if title.startswith("ray::") else process.name()
+    return (
+        title.removeprefix("ray::").split(".")[0].split(":")[0].strip()
+        if title.startswith("ray::")
+        else process.name()
+    )

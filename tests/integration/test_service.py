@@ -104,7 +104,7 @@ def test_a_deleted_collection_leaves_no_byte_and_its_name_is_free(
     assert http.get(f"/collections/{name}").json()["chunk_count"] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_stopped_and_started_everything_is_there(new_service: Any, number: int) -> None:
     """Chunks, spaces, the default and its epoch survive a stop; no process of the service is left."""
     with new_service() as service:
