@@ -90,6 +90,7 @@ class SpaceIndex:
         self._wake, self._moved = asyncio.Event(), asyncio.Condition()
         self._opening = asyncio.get_running_loop().create_task(self._open())
         self._tidying: asyncio.Task[None] | None = None
+        self._identifying: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._live())
 
     # ---- what others ask
@@ -197,7 +198,7 @@ class SpaceIndex:
 
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
-        tasks = [task for task in (self._task, self._opening, self._tidying) if task is not None]
+        tasks = [task for task in (self._task, self._opening, self._tidying, self._identifying) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -440,7 +441,14 @@ class SpaceIndex:
             self._error = None
             await self._announce()
             if self._space.built_by is None and len(done.rows):
-                await self._identify()
+                self._identify_aside()
+
+    def _identify_aside(self) -> None:
+        """Go on embedding meanwhile: a swap that waits for this space keeps the router from recording anything."""
+        if (identified := self._identifying) is None or identified.done():
+            self._identifying = asyncio.get_running_loop().create_task(self._identify())
+            if identified is not None:
+                identified.result()  # raises what went wrong
 
     async def _identify(self) -> None:
         """Have it recorded who has built the space, before another model can take the place."""

@@ -66,7 +66,8 @@ def test_an_old_endpoint_that_was_switched_off(
         assert http.post("/collections", json={"name": name, "vector_spaces": spaces}).status_code == 201
         write(0, "an otter swims")
         write(1, "a heron wades")
-        assert http.put(f"{base}/default-vector-space", json={"name": "new"}).status_code == 200
+        swapped = http.put(f"{base}/default-vector-space", json={"name": "new"})
+        assert swapped.status_code == 200, swapped.text
         write(2, "a badger digs")
         wait_until(lambda: old()["lag"] == 0)
         server.kill()
