@@ -234,6 +234,9 @@ class SpaceIndex:
         if self._run.get("state") == "running":
             await self._heed_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
+        if (identified := self._identifying) is not None and identified.done():
+            self._identifying = None
+            identified.result()  # raises what went wrong
         if (tidied := self._tidying) is None or tidied.done():  # first: it frees memory that the rest may lack
             self._tidying = asyncio.get_running_loop().create_task(self._tidy())
             if tidied is not None:
@@ -445,10 +448,8 @@ class SpaceIndex:
 
     def _identify_aside(self) -> None:
         """Go on embedding meanwhile: a swap that waits for this space keeps the router from recording anything."""
-        if (identified := self._identifying) is None or identified.done():
+        if self._identifying is None:
             self._identifying = asyncio.get_running_loop().create_task(self._identify())
-            if identified is not None:
-                identified.result()  # raises what went wrong
 
     async def _identify(self) -> None:
         """Have it recorded who has built the space, before another model can take the place."""
