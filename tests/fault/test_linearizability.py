@@ -204,7 +204,7 @@ async def test_gateways_agree_for_long(judge: Any, seen: Any, seed: int) -> None
 
 # ---- a real service
 
-FAULTS_S = 30.0
+FAULTS_S = 20.0
 RECOVERY_S = 10.0
 
 
