@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 import httpx
@@ -67,8 +68,13 @@ def test_everything_is_there_after_the_head_node_has_died(new_service: Any, traf
         assert load.wrong() == []
         assert load.swapper.history[-1].epoch > before
         assert status()["run"]["job_id"] == started.json()["job_id"], "the run that was interrupted went on"
+        newest = load.writer.acknowledged[-1]
         with service.client() as http:
-            for space in ("old", "new", "rebuilt"):
-                query = {"query": load.writer.acknowledged[-1], "vector_space": space, "top_k": 5}
+
+            def found_in(space: str) -> bool:
+                query = {"query": newest, "vector_space": space, "top_k": 5}
                 hits = http.post("/collections/docs/search", json=query).json()["results"]
-                assert load.writer.acknowledged[-1] in [hit["chunk"]["text"] for hit in hits], space
+                return newest in [hit["chunk"]["text"] for hit in hits]
+
+            for space in ("old", "new", "rebuilt"):  # a write waits for the default alone, the others follow
+                wait_until(partial(found_in, space), 30, f"{newest!r} in {space}")
