@@ -71,13 +71,16 @@ class Changes:
     ) -> CollectionState:
         """One change of the state, fenced for queries to these names, published before it returns."""
         committed: list[CollectionState] = []
+        before = asyncio.ensure_future(self.state(route))  # asked while the fence goes up
+        before.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # a commit may never come
 
         async def commit() -> Update:
-            committed.append(await self._settled(route, change, note))
+            committed.append(await self._settled(route, change, note, await before))
             return put(committed[0])
 
         await self._publisher.transition(scope(route.name, names, default), commit, removed)
-        await self.tell(route.uuid, committed[0].spaces.values())
+        spaces = committed[0].spaces.values()
+        await self.tell(route.uuid, [space for space in spaces if space != route.spaces.get(space.name)])
         return committed[0]
 
     async def record(self, route: CollectionRoute, change: Change, note: Note | None = None) -> CollectionState:
@@ -100,20 +103,21 @@ class Changes:
 
         await self._publisher.transition(scope(collection, set(), False), commit)
 
-    async def reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> None:
-        """Wait until a space has what the log holds now.
+    async def reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> dict[str, int]:
+        """Wait until a space has what the log holds now; what it does without: {lag: 0, quarantined, accepted}.
 
         Raises:
             SpaceLagsError: it has not within `wait_s`.
         """
         frontier = (await self._cluster.collection(route.uuid).info())["seq"]
-        lag = await self._cluster.index(route.uuid, space).follow(frontier, wait_s)
-        if lag:
+        lacks: dict[str, int] = await self._cluster.index(route.uuid, space).lacks(frontier, wait_s)
+        if lag := lacks["lag"]:
             raise SpaceLagsError(
                 f"vector space {space.name!r} of {route.name!r} still lacks {lag} chunks after {wait_s:g} s; "
                 "see its status, and its endpoint",
                 {"space": space.name, "lag": lag},
             )
+        return lacks
 
     async def tell(self, uuid: str, spaces: Iterable[Space]) -> None:
         """Let each index know its space's record. One that is silent reads it in the log, when it can."""
@@ -127,16 +131,16 @@ class Changes:
 
         await asyncio.gather(*(tell(space) for space in spaces))
 
-    async def _settled(self, route: CollectionRoute, change: Change, note: Note | None) -> CollectionState:
-        """Commit a change; when the answer is lost, what the log says decides.
+    async def _settled(
+        self, route: CollectionRoute, change: Change, note: Note | None, before: CollectionState
+    ) -> CollectionState:
+        """Commit a change of the state `before`; when the answer is lost, what the log says decides.
 
         Nobody but the holder of the collection's lock changes its state, so a state that differs is this
         change's. Until the log can be asked it is not known what is true, and the fence stays up.
         """
-        writer = self._cluster.collection(route.uuid)
-        before = await writer.state(self._number)
         try:
-            return await writer.change(change, self._number, note)
+            return await self._cluster.collection(route.uuid).change(change, self._number, note)
         except TakenOverError:
             raise
         except UnavailableError:

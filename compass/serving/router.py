@@ -241,16 +241,17 @@ class RouterService:
             answer = {"previous": route.default, "current": target.name, "epoch": route.epoch}
             if route.default == target.name:
                 return answer
-            await self._guard_swap(route, target)
+            await self._refuse_unsound(route, target)
             note = Note("rollback" if spec.rollback else "swap", target.name, began_at, by, _details(route, spec))
             change = SwapDefault(route.space(None).id, route.epoch, target.id, time.time())
-            await self._changes.show_next(collection, target.name)
+            reaching = asyncio.create_task(self._reach_frontier(route, target, spec))
             try:
-                if not spec.force:
-                    await self._changes.reach_frontier(route, target, spec.wait_s)
-                    await self._refuse_quarantined(route, target)  # now: what it lacked may have been refused
+                await self._vouch(route, target)  # meanwhile: its endpoint may take its time
+                await reaching
                 state = await self._changes.transition(route, change, set(), note, default=True)
             except BaseException:
+                reaching.cancel()
+                await asyncio.gather(reaching, return_exceptions=True)
                 await self._changes.show_next(collection, None)
                 raise
         return {**answer, "epoch": state.epoch}
@@ -268,7 +269,7 @@ class RouterService:
             )
         return previous.name
 
-    async def _guard_swap(self, route: CollectionRoute, target: Space) -> None:
+    async def _refuse_unsound(self, route: CollectionRoute, target: Space) -> None:
         """Refuse a target whose contents are in question; no force overrides that."""
         run = await self._cluster.find_rebuild(target.id)
         if run is not None and await run.writing():
@@ -277,14 +278,24 @@ class RouterService:
                 {"space": target.name},
             )
         await self._rebuilds.refuse_tainted(route, target)
-        index, config = self._cluster.index(route.uuid, target), target.config
-        if config.embed_endpoint is not None:
-            await index.vouch((config.embed_endpoint,), config.api_key_env)
 
-    async def _refuse_quarantined(self, route: CollectionRoute, target: Space) -> None:
-        """Refuse a target that does without chunks which nobody has given up."""
-        known = await self._cluster.index(route.uuid, target).info()
-        refused, accepted = known.get("quarantined", 0), known.get("accepted", 0)
+    async def _vouch(self, route: CollectionRoute, target: Space) -> None:
+        """Refuse a target whose endpoint is another model now; no force overrides that."""
+        if (endpoint := target.config.embed_endpoint) is not None:
+            await self._cluster.index(route.uuid, target).vouch((endpoint,), target.config.api_key_env)
+
+    async def _reach_frontier(self, route: CollectionRoute, target: Space, spec: SwapSpec) -> None:
+        """Let writes wait for the target too, and the target for the writes before; `force` does without those.
+
+        Raises:
+            SpaceLagsError: it does not have them within the time.
+            SpaceQuarantinedError: it has given up chunks that nobody else has given up.
+        """
+        await self._changes.show_next(route.name, target.name)
+        if spec.force:
+            return
+        lacks = await self._changes.reach_frontier(route, target, spec.wait_s)
+        refused, accepted = lacks["quarantined"], lacks["accepted"]
         if refused > accepted:
             raise SpaceQuarantinedError(
                 f"{refused} chunks of vector space {target.name!r} are quarantined, {accepted} of them accepted: "

@@ -30,11 +30,8 @@ class CollectionPort(Protocol):
 class IndexPort(Protocol):
     """What the router asks of a space's index."""
 
-    async def follow(self, seq: int, wait_s: float) -> int:
-        """Wait for a commit; how many chunks are still lacking."""
-
-    async def info(self) -> dict[str, Any]:
-        """{quarantined, accepted, …}: chunks that cannot be embedded, and how many of them were accepted."""
+    async def lacks(self, seq: int, wait_s: float) -> dict[str, int]:
+        """Wait for a commit; then {lag, quarantined, accepted}: chunks lacking, refused, given up by an order."""
 
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""

@@ -116,6 +116,10 @@ class SpaceIndex:
                     await self._moved.wait_for(lambda: not (self._missing <= bound).any())
         return int((self._missing <= bound).sum())
 
+    async def lacks(self, seq: int, wait_s: float) -> dict[str, int]:
+        """As `follow`; then {lag, quarantined, accepted}, for what it lacked may have been refused meanwhile."""
+        return {"lag": await self.follow(seq, wait_s), **self._given_up()}
+
     async def absorb(self, keys: Sequence[str]) -> None:
         """Take in vector files of a rebuild; returns when they are in the graph, so that memory stays flat."""
         await self._ready()
@@ -142,8 +146,7 @@ class SpaceIndex:
         return {
             "vectors": len(search),
             "lag": len(self._missing),
-            "quarantined": len(self._refused),
-            "accepted": self._run.get("max_failed", 0),  # by whoever ordered the last run
+            **self._given_up(),
             "bytes_on_disk": await asyncio.to_thread(self._vectors.bytes_on_disk),
             "error": self._error,
         }
@@ -468,6 +471,10 @@ class SpaceIndex:
         texts = self._view.texts_to_embed(some, self._space.config)
         found, rows = self._vectors.get(some.tolist())
         return [(texts[v], row) for v, row in zip(found.tolist(), rows, strict=True) if v in texts]
+
+    def _given_up(self) -> dict[str, int]:
+        """Accepted: by whoever ordered the last run."""
+        return {"quarantined": len(self._refused), "accepted": self._run.get("max_failed", 0)}
 
     def _shown_quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
         refused = dict(self._refused)

@@ -42,10 +42,6 @@ def test_everything_is_there_after_the_head_node_has_died(new_service: Any, traf
                     for i in range(start, start + 500)
                 ]
                 assert http.post("/collections/docs/ingest", json={"chunks": rows}).status_code == 200
-            http.post(SPACES, json={"name": "rebuilt", "dims": 96, "model": "words-b"})
-            order = {"embed_endpoint": endpoint.url, "concurrency": 1, "max_docs_per_s": 200}
-            started = http.post(f"{SPACES}/rebuilt/rebuild", json=order)
-            assert started.status_code == 202, started.text
 
         def status() -> dict[str, Any]:
             with contextlib.suppress(httpx.TransportError), service.client() as http:
@@ -54,7 +50,13 @@ def test_everything_is_there_after_the_head_node_has_died(new_service: Any, traf
             return {}
 
         load.start()
-        wait_until(lambda: status().get("progress", 0) > 0.2 and len(load.swapper.history) >= 3, 60, "a part of it")
+        wait_until(lambda: len(load.swapper.history) >= 3, 60, "swaps")
+        with service.client() as http:
+            http.post(SPACES, json={"name": "rebuilt", "dims": 96, "model": "words-b"})
+            order = {"embed_endpoint": endpoint.url, "concurrency": 1, "max_docs_per_s": 200}
+            started = http.post(f"{SPACES}/rebuilt/rebuild", json=order)
+            assert started.status_code == 202, started.text
+        wait_until(lambda: status().get("progress", 0) > 0.2, 60, "a part of it")
         before = max(one.epoch for one in load.history)
         written = len(load.writer.acknowledged)
         assert status()["progress"] < 0.9

@@ -360,10 +360,10 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
     await world.create("one", new=NEW)
     known = {"quarantined": 2, "accepted": 1}
 
-    async def info() -> dict[str, Any]:
-        return known
+    async def lacks(seq: int, wait_s: float) -> dict[str, int]:
+        return {"lag": 0, **known}
 
-    world.cluster.wrap_index = lambda real, space: Faulty(real, info=info) if space.name == "new" else real
+    world.cluster.wrap_index = lambda real, space: Faulty(real, lacks=lacks) if space.name == "new" else real
     with pytest.raises(SpaceQuarantinedError) as refused:
         await world.router.swap("docs", SwapSpec("new"))
     assert refused.value.fields == {"space": "new", **known}
@@ -377,16 +377,12 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
 async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) -> None:
     """What the target lacked at the call counts however its wait ends: found, late, or quarantined meanwhile."""
     await world.create("one", new=NEW)
-    before, known = world.route(), {"quarantined": 0, "accepted": 0}
+    before = world.route()
 
-    async def follow(seq: int, wait_s: float) -> int:
-        known["quarantined"] = 1  # its endpoint has refused the text that the wait was for
-        return 0
+    async def lacks(seq: int, wait_s: float) -> dict[str, int]:
+        return {"lag": 0, "quarantined": 1, "accepted": 0}  # its endpoint has refused the text that the wait was for
 
-    async def info() -> dict[str, Any]:
-        return known
-
-    world.cluster.wrap_index = lambda real, space: Faulty(real, follow=follow, info=info)
+    world.cluster.wrap_index = lambda real, space: Faulty(real, lacks=lacks)
     with pytest.raises(SpaceQuarantinedError):
         await world.router.swap("docs", SwapSpec("new"))
     assert world.route() == before
@@ -524,12 +520,12 @@ async def test_acknowledgements_wait_for_both_while_a_swap_is_under_way(world: W
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     def held(real: Any, space: Space) -> Any:
-        async def follow(seq: int, wait_s: float) -> int:
+        async def lacks(seq: int, wait_s: float) -> dict[str, int]:
             asked.set()
             await go_on.wait()
-            return int(await real.follow(seq, wait_s))
+            return dict(await real.lacks(seq, wait_s))
 
-        return Faulty(real, follow=follow) if space.name == "new" else real
+        return Faulty(real, lacks=lacks) if space.name == "new" else real
 
     world.cluster.wrap_index = held
     swap = asyncio.create_task(world.router.swap("docs", SwapSpec("new")))
@@ -545,7 +541,7 @@ async def test_a_failed_swap_leaves_no_trace(world: World, error: Exception) -> 
     """Whatever breaks a swap before its commit, acknowledgements stop waiting for its target."""
     await world.create(new=NEW)
     before = world.route()
-    world.cluster.wrap_index = lambda real, space: Faulty(real, follow=raises(error))
+    world.cluster.wrap_index = lambda real, space: Faulty(real, lacks=raises(error))
     with pytest.raises(type(error)):
         await world.router.swap("docs", SwapSpec("new"))
     assert world.route() == before
