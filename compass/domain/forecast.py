@@ -21,7 +21,7 @@ from compass.domain.estimate import (
 )
 
 SHOWN_REFUSALS = 20  # of each endpoint
-SAVING_BYTES = 64 << 20  # the most that a merge of vector files writes before it deletes
+MERGE_BYTES = 64 << 20  # the most that a merge of vector files writes before it deletes; four times that in memory
 
 Failure = dict[str, Any]
 
@@ -147,7 +147,7 @@ def _over(terms: Terms, price: Span | None) -> list[Failure]:
 def _disk(footprint: SpaceSize) -> dict[str, int]:
     """A graph is saved beside the one before, and vector files are merged before they are deleted."""
     total = footprint.vector_files + footprint.graph_file
-    beside = footprint.graph_file + min(footprint.vector_files, SAVING_BYTES)
+    beside = footprint.graph_file + min(footprint.vector_files, MERGE_BYTES)
     return {"vectors": footprint.vector_files, "graph": footprint.graph_file, "total": total, "peak": total + beside}
 
 

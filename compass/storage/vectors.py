@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from compass.domain.chunk import FloatMatrix, IntVector
+from compass.domain.forecast import MERGE_BYTES
 from compass.domain.space import why_unfit
 from compass.errors import InvalidRequestError, StorageError
 from compass.storage import index_files
@@ -29,7 +30,6 @@ T = TypeVar("T")
 
 GIVEN = "given"  # the run of vectors that callers sent; they win over computed ones of the same vid
 _COMPUTED = "model"
-_MERGE_BYTES = 64 << 20  # a merge has about four times that in memory
 _TINY_ROWS = 4096
 _RELISTS = 100
 
@@ -271,7 +271,7 @@ class SpaceVectors:
     def _mergeable(self, keys: Sequence[str], live: IntVector) -> list[list[str]]:
         """Groups of files to merge: small ones until their sizes fall geometrically, and half-dead ones."""
         alive = {key: int(_among(self.read(key)[0], live).sum()) for key in keys}
-        limit = max(1, _MERGE_BYTES // (4 * self.dims))
+        limit = max(1, MERGE_BYTES // (4 * self.dims))
         tail: list[str] = []
         rows = 0
         for key in sorted(keys, key=lambda k: alive[k]):
