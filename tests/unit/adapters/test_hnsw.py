@@ -212,7 +212,6 @@ def test_widths_do_not_disturb_each_other() -> None:
     assert not wrong
 
 
-@pytest.mark.skipif(not hasattr(os, "setpriority"), reason="niceness is POSIX")
 def test_nice_this_thread() -> None:
     """Only the thread that asks becomes nicer, not those that answer queries."""
     seen: list[int] = []

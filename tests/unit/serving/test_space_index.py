@@ -223,7 +223,8 @@ async def test_min_seq_is_honoured(world: World) -> None:
 async def test_a_poison_text_is_quarantined_alone(world: World) -> None:
     """A text that the endpoint refuses for itself holds nothing up; it is told, and stays so after a restart."""
     index = world.begin()
-    assert await index.follow(world.ingest("one", "poison", "two"), 5) == 0
+    lacks = await index.lacks(world.ingest("one", "poison", "two"), 5)
+    assert lacks == {"lag": 0, "quarantined": 1, "accepted": 0}, "what is refused during the wait counts"
     assert sorted(await world.found(index, "one")) == ["one", "two"]
     assert [q["reason"] for q in (await index.rebuild_status())["quarantined"]] == ["too long"]
     assert (await index.info())["quarantined"] == 1
