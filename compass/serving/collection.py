@@ -128,5 +128,5 @@ class CollectionService:
                     await self._do(self._store.compact)
             except CompassError as error:
                 log.warning("housekeeping of %s: %s", self._store.state.name, error.detail)
-            except Exception:
+            except Exception:  # a bug in one look must not end them all: the log would only grow from then on
                 log.exception("housekeeping of %s", self._store.state.name)

@@ -53,7 +53,7 @@ class Opening:
         try:
             await asyncio.to_thread(self._root.sweep)
             return await asyncio.to_thread(self._root.collections)
-        except Exception:
+        except Exception:  # a router that gave up would leave every collection closed, and say nothing more
             log.exception("the root cannot be read; it is tried again")
             return None
 
