@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from processes import workers_below
 
 from compass.embed_server import served
 
@@ -71,12 +72,7 @@ class ServiceProcess:
     def actor_processes(self, title: str) -> list[psutil.Process]:
         """The service's Ray workers whose title begins with `ray::<title>`."""
         assert self.process is not None
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if " ".join(child.cmdline()).startswith(f"ray::{title}"):
-                    found.append(child)
-        return found
+        return list(workers_below(psutil.Process(self.process.pid), title))
 
     def logs(self) -> bytes:
         """Everything that its processes have logged so far."""

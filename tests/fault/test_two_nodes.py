@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from processes import workers_below
 
 pytestmark = pytest.mark.ray
 
@@ -50,12 +51,7 @@ class TwoNodes:
 
     def workers(self, node: int, title: str = "") -> list[psutil.Process]:
         """The workers of a node whose title begins with `ray::<title>`."""
-        found = []
-        for child in self.raylets[node].children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if " ".join(child.cmdline()).startswith(f"ray::{title}"):
-                    found.append(child)
-        return found
+        return list(workers_below(self.raylets[node], title))
 
     def stop(self) -> None:
         """End both nodes; whatever is left is killed."""

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from processes import workers_below
 
 BIN = Path(sys.executable).parent
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
@@ -50,11 +51,8 @@ class Head:
 
     def workers(self) -> dict[int, str]:
         """The workers of this cluster: their titles, by pid."""
-        found = {}
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found[child.pid] = " ".join(child.cmdline())
-        return {pid: title for pid, title in found.items() if title.startswith("ray::")}
+        found = workers_below(psutil.Process(self.process.pid))
+        return {worker.pid: title for worker, title in found.items()}
 
     def titles(self) -> list[str]:
         """What the workers of this cluster are."""

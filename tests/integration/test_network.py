@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from processes import command_of
 
 from compass.embed_server import served
 
@@ -171,14 +172,6 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watch:
     for name, value in watching.environment.items():
         monkeypatch.setenv(name, value)
     return watching
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    """Its command line; nothing of one that has ended meanwhile."""
-    try:
-        return list(process.cmdline())
-    except psutil.NoSuchProcess:
-        return []
 
 
 def test_a_whole_migration_reaches_nobody_but_its_endpoints(
