@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 SEARCH_THREADS = min(4, os.cpu_count() or 1)
 BUILD_SLICE = SLICE_ROWS  # enough to keep several threads busy, and queries get in between
-EXACT_COST = 8  # a candidate of the graph costs as much as this many rows of brute force
+EXACT_COST = 32  # a candidate of the graph costs as much as reading this many rows one after the other
+PICKED_COST = 8  # ... or as picking this many, those that pass a filter
 WIDEN = 4  # how much wider a search is asked again
 FILTER_MARGIN = 3  # a filtered search asks for this many times the rank where its last hit is expected
 FILTERS_KEPT = 8
@@ -235,7 +236,8 @@ class _Pursuit:
     @property
     def exact(self) -> bool:
         """Whether brute force is asked for, or cheaper."""
-        return self.query.exact or self.breadth * EXACT_COST >= self.reach
+        rows = EXACT_COST if self.only is None else PICKED_COST
+        return self.query.exact or self.breadth * rows >= self.reach
 
     def take(self, found: Candidates) -> None:
         """Take the candidates of the graph, less those that do not pass the filter; too few: ask wider first.

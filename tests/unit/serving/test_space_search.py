@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compass.adapters.builtin_model import HashingModel
 from compass.adapters.hnsw import Graph
 from compass.domain.chunk import Chunk, FloatMatrix, FloatVector, IntVector
 from compass.domain.filters import Equals, Filter
@@ -132,6 +133,16 @@ def test_graph_and_tail_are_one(vectors: FloatMatrix) -> None:
     for query in queries:
         vids = answered(search, query, top_k=50)
         assert len(set(vids)) == len(vids) == 50
+
+
+def test_a_small_space_misses_nothing() -> None:
+    """Where reading all rows costs no more than the graph: it loses some of the texts that differ in a word."""
+    texts = [f"document {i} about subject{i % 97}" for i in range(1_500)]
+    texts += [f"the same words, number {i}" for i in range(500)]
+    rows = HashingModel("words-b", 96).embed(texts)
+    search, vids = SpaceSearch(SpaceConfig(dims=96, model="m"), FakeView(2_000)), np.arange(2_000)
+    search.build(vids, rows, threads=1)
+    assert [answered(search, rows[vid], top_k=1) for vid in vids[::10]] == [[vid] for vid in vids[::10].tolist()]
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
