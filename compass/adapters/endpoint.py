@@ -24,6 +24,7 @@ from compass.errors import (
 )
 
 INFO_TIMEOUT_S = 5.0
+TURNS_TO_SEND = 3  # of the event loop, from a request's start until aiohttp has written it
 
 
 class TooManyError(Exception):
@@ -119,7 +120,8 @@ class Endpoint:
         ask.cost_tokens = tokens or math.ceil(guessed_tokens(sum(map(len, ask.texts))))
         if ask.arrived is not None:
             ask.arrived()
-            await asyncio.sleep(0)  # what it has set off is sent before these rows take their time
+            for _ in range(TURNS_TO_SEND):  # what it has set off is sent before these rows take their time
+                await asyncio.sleep(0)
 
     async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:
         """Ask what it is; `info` holds the answer from then on.

@@ -204,7 +204,7 @@ class FleetEmbedder:
             progress = False
             for _ in self._members:
                 member = self._members[next(self._turn)]
-                if self._may_start() and member.has_room(time.monotonic()) and (piece := self._take(member)):
+                if self._may_start() and member.has_room() and (piece := self._take(member)):
                     self._start(member, piece)
                     progress = True
 
@@ -424,9 +424,21 @@ class FleetEmbedder:
             self._put_aside(member, FIRST_PAUSE_S)
 
     def _pause(self, member: Member, pause_s: float) -> None:
-        if member.state in ("up", "paused"):
-            member.state, member.until = "paused", max(member.until, time.monotonic() + pause_s)
-            asyncio.get_running_loop().call_later(pause_s, self._pump)
+        """Give it nothing for so long. The timer ends that, whatever the clock says: uvloop's may be early."""
+        if member.state not in ("up", "paused"):
+            return
+        loop = asyncio.get_running_loop()
+        until = loop.time() + pause_s
+        if member.state == "up" or until > member.until:
+            if member.resuming is not None:
+                member.resuming.cancel()
+            member.state, member.until = "paused", until
+            member.resuming = loop.call_at(until, self._resume, member)
+
+    def _resume(self, member: Member) -> None:
+        if member.state == "paused":
+            member.state = "up"
+            self._pump()
 
     def _turn_away(self, member: Member, error: EmbeddingError) -> None:
         """Never ask it again; without any other, the work fails with its error."""

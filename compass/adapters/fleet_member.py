@@ -57,7 +57,8 @@ class Member:
     Attributes:
         state: "new" until it has answered `/info` in some way; "refused" is for good.
         busy: Requests that were given to it and are not through.
-        until: When a pause is over, on the monotonic clock.
+        until: When its pause is over, on the event loop's clock.
+        resuming: Ends the pause.
         strikes: Failures since its last good answer.
         overloads: 429 since its last good answer.
         why: The error that it is refused for.
@@ -69,6 +70,7 @@ class Member:
     state: State = "new"
     busy: int = 0
     until: float = 0.0
+    resuming: asyncio.TimerHandle | None = None
     strikes: int = 0
     overloads: int = 0
     why: EmbeddingError | None = None
@@ -78,10 +80,8 @@ class Member:
         """Whether its `/info` tells how many texts it takes, so that no refusal has to be read as that."""
         return self.client.info is not None and self.client.info.max_batch is not None
 
-    def has_room(self, now: float) -> bool:
+    def has_room(self) -> bool:
         """Whether it may be given a request now."""
-        if self.state == "paused" and now >= self.until:
-            self.state = "up"
         return self.state == "up" and self.busy < self.window.size
 
     def answered(self, count: int, latency_s: float) -> None:

@@ -265,6 +265,22 @@ async def test_retry_after_is_honoured_by_endpoint() -> None:
     assert not later or min(later) >= asked[0] + 1.0
 
 
+async def test_a_pause_ends_on_a_loop_that_calls_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As uvloop does, whose clock counts in milliseconds: the only endpoint is not left paused for ever."""
+    loop = asyncio.get_running_loop()
+    call_at = loop.call_at
+    monkeypatch.setattr(loop, "call_at", lambda when, *args, **options: call_at(when - 0.005, *args, **options))
+    refused: list[int] = []
+
+    def reply(texts: list[str]) -> Response | None:
+        refused.append(len(texts))
+        return said(429, "full", "Overloaded")() if len(refused) <= 4 else None
+
+    with served("m", DIMS, reply=reply) as server:
+        async with asyncio.timeout(10), fleet(server) as embedder:
+            same(await embedder.embed(TEXTS), TEXTS)
+
+
 @pytest.mark.parametrize("status", [401, 404])
 async def test_an_endpoint_that_turns_us_down_is_left_out(status: int) -> None:
     """The others do its work; with no other left, its own words are the error, at once."""
