@@ -13,6 +13,7 @@ FIRST_WINDOW = 4
 MOST_REQUESTS = 256
 SLOW = 2.0  # times the best latency: what is added now only queues at the endpoint
 HOLD_WINDOWS = 30  # how long it stays below a known limit before it tries beyond
+HURRY = 4  # so many times shorter after each try that was taken: the limit has moved, by how much is not known
 
 FIRST_BATCH = 32  # TEI's own default limit; where a server does not say what it takes, begin here
 MOST_TEXTS = 256
@@ -33,6 +34,7 @@ class Window:
     ceiling: int | None = None
     _good: int = 0  # answers since the size last changed
     _held: int = 0  # windows since the ceiling was met
+    _hold: int = HOLD_WINDOWS
     _latency_s: float = 0.0  # of those answers, their sum
     _best_s: float | None = None
     _cut_at: float = float("-inf")
@@ -56,7 +58,7 @@ class Window:
         else:
             self.ceiling = max(1, self.size - 1)
             self._resize(max(1, self.size // 2))
-        self._cut_at, self._held = now, 0
+        self._cut_at, self._held, self._hold = now, 0, HOLD_WINDOWS
 
     def restart(self) -> None:
         """Begin again with what is known of the limit: the endpoint was away."""
@@ -75,13 +77,13 @@ class Window:
         self._good, self._latency_s = 0, 0.0
         if slow or self.size >= MOST_REQUESTS:
             return
-        if self.ceiling is not None and self.size >= self.ceiling:
+        if self.ceiling is not None and self.size > self.ceiling:
+            self.ceiling, self._held, self._hold = self.size, 0, max(1, self._hold // HURRY)
+        if self.size == self.ceiling:
             self._held += 1
-            if self._held < HOLD_WINDOWS:
+            if self._held < self._hold:
                 return
             self._held = 0
-            if self.size > self.ceiling:  # it was taken for a whole time: the limit has moved
-                self.ceiling = self.size
         self._resize(self.size + 1)
 
     def _resize(self, size: int) -> None:

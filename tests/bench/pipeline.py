@@ -6,6 +6,7 @@ python tests/bench/pipeline.py saturation --out saturation.json
 overhead: endpoints that answer at once from memory, so that what is left is Compass. The baseline is a bare asyncio
 loop that posts the same batches to the same endpoint and throws the answers away.
 saturation: endpoints that take their time, as GPUs do. The baseline is what they can give by their own settings.
+Beside it stands what a bare loop gets that keeps each endpoint as full as it allows.
 
 Both count the CPU time of the processes that embed, so that the cores for a fleet can be planned. Nothing asserts
 on time.
@@ -43,6 +44,7 @@ from compass.storage.root import Root
 from compass.storage.vectors import SpaceVectors
 
 TEXT_CHARS = 300
+BARE_S = 8.0  # about how long the bare loop of saturation runs
 NONE = np.empty(0, np.int64)
 FLEETS: dict[str, dict[str, Any]] = {
     "one endpoint of 1,500 docs/s": {"endpoints": 1, "docs_per_s": 1_500, "dims": 384},
@@ -133,15 +135,18 @@ def _overhead(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _saturation(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
-    found = []
+    texts, found = made.texts(), []
     for name, fleet in FLEETS.items():
         can_give = fleet["endpoints"] * (fleet.get("docs_per_s") or _slots_per_s(fleet, args.batch))
         docs = min(args.docs, int(can_give * args.seconds))
         with _endpoints(fleet, args.batch) as (urls, pid):
+            bare = asyncio.run(_post_to_all(urls, texts[: int(can_give * BARE_S)], fleet, args))
             ours = asyncio.run(_embed(made, urls, fleet["dims"], args, docs=docs, endpoint=pid))
         share = round(ours["docs_per_s"] / can_give, 3)
         steady = round(ours["steady_docs_per_s"] / can_give, 3)
-        found.append({"fleet": name, "can_give_docs_per_s": can_give, "share": share, "steady_share": steady, **ours})
+        beside = {"bare_docs_per_s": bare, "to_bare": round(ours["docs_per_s"] / bare, 3)}
+        shares = {"can_give_docs_per_s": can_give, "share": share, "steady_share": steady, **beside}
+        found.append({"fleet": name, **shares, **ours})
     return found
 
 
@@ -214,20 +219,32 @@ def _first(snapshot: Snapshot, docs: int | None) -> Snapshot:
     return Snapshot(snapshot.uuid, snapshot.seq, tuple(parts))
 
 
+async def _post_to_all(
+    urls: Sequence[str], texts: Sequence[str], fleet: dict[str, Any], args: argparse.Namespace
+) -> float:
+    """docs/s of a bare loop over several endpoints that sends to each as many requests at once as it takes."""
+    at_once, shared = fleet.get("at_once", args.in_flight), harness.batches(texts, args.batch)
+    began = time.perf_counter()
+    async with aiohttp.ClientSession(read_bufsize=2**21) as session:
+        await asyncio.gather(*(_post(session, url, shared) for url in urls for _ in range(at_once)))
+    return round(len(texts) / (time.perf_counter() - began), 1)
+
+
+async def _post(session: aiohttp.ClientSession, url: str, waiting: Iterator[Sequence[str]]) -> None:
+    """Post what waits, which others draw from as well, one request after the other."""
+    for some in waiting:
+        async with session.post(f"{url}/embed", json={"inputs": list(some)}) as response:
+            response.raise_for_status()
+            await response.read()
+
+
 async def _post_all(url: str, texts: Sequence[str], args: argparse.Namespace, endpoint: int) -> dict[str, Any]:
     """The bare loop."""
     waiting = harness.batches(texts, args.batch)  # one iterator that all workers draw from
-
-    async def work(session: aiohttp.ClientSession) -> None:
-        for some in waiting:
-            async with session.post(f"{url}/embed", json={"inputs": list(some)}) as response:
-                response.raise_for_status()
-                await response.read()
-
     with Usage(apart=endpoint) as usage:
         began = time.perf_counter()
         async with aiohttp.ClientSession(read_bufsize=2**21) as session:
-            await asyncio.gather(*(work(session) for _ in range(args.in_flight)))
+            await asyncio.gather(*(_post(session, url, waiting) for _ in range(args.in_flight)))
         took_s = time.perf_counter() - began
     return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **usage.cpu_us_per(len(texts))}
 

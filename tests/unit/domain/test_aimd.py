@@ -56,6 +56,22 @@ def test_a_server_that_queues_is_not_flooded(answer_ms: int, lanes: int) -> None
     assert window.size <= 16
 
 
+def test_a_limit_that_has_moved_is_found_soon() -> None:
+    """Another client was there and has gone: after the first try that is taken the others follow each other."""
+    window = Window(size=3, ceiling=3)
+    windows = 0
+    while window.size < 16:
+        windows += 1
+        for _ in range(window.size):
+            window.answered(0.04)
+    assert windows < 75
+    window.refused(sent_at=1.0, now=2.0)
+    assert (window.size, window.ceiling) == (15, 15)
+    for _ in range(15 * 29):
+        window.answered(0.04)
+    assert window.size == 15, "refused: it is patient again"
+
+
 def test_refusals_of_one_flight_count_once() -> None:
     """A burst of 429 is one cut, not one for each request of the burst."""
     window = Window(size=16)
