@@ -241,17 +241,22 @@ class RouterService:
             answer = {"previous": route.default, "current": target.name, "epoch": route.epoch}
             if route.default == target.name:
                 return answer
-            await self._refuse_unsound(route, target)
             note = Note("rollback" if spec.rollback else "swap", target.name, began_at, by, _details(route, spec))
             change = SwapDefault(route.space(None).id, route.epoch, target.id, time.time())
-            reaching = asyncio.create_task(self._reach_frontier(route, target, spec))
+            checks = (
+                self._refuse_unsound(route, target),
+                self._vouch(route, target),
+                self._reach_frontier(route, target, spec),
+            )
+            checking = [asyncio.create_task(check) for check in checks]
             try:
-                await self._vouch(route, target)  # meanwhile: its endpoint may take its time
-                await reaching
+                for check in checking:  # in this order: what no force overrides is said first
+                    await check
                 state = await self._changes.transition(route, change, set(), note, default=True)
             except BaseException:
-                reaching.cancel()
-                await asyncio.gather(reaching, return_exceptions=True)
+                for check in checking:
+                    check.cancel()
+                await asyncio.gather(*checking, return_exceptions=True)
                 await self._changes.show_next(collection, None)
                 raise
         return {**answer, "epoch": state.epoch}
