@@ -79,14 +79,17 @@ class Client(threading.Thread):
         self.history: list[Seen] = []
         self.wrong: list[str] = []
         self.failed = 0
+        # one client, for its certificates take longer to read than a request takes
+        self.http = httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
     def run(self) -> None:
-        while not self.stopped.is_set():
-            try:
-                self.ask(time.monotonic())
-            except httpx.TransportError:
-                self.failed += 1
-                time.sleep(0.02)
+        with self.http:
+            while not self.stopped.is_set():
+                try:
+                    self.ask(time.monotonic())
+                except httpx.TransportError:
+                    self.failed += 1
+                    time.sleep(0.02)
 
     def ask(self, began: float) -> None:
         body = {"query": "swap the model", "top_k": 1, "include_vectors": True}
@@ -104,7 +107,7 @@ class Client(threading.Thread):
         self, method: str, path: str, good: tuple[int, ...], body: Any = None, *, wait_s: float = 20
     ) -> httpx.Response | None:
         """The answer if it is a good one; None for 503, which is allowed under faults; others are wrong."""
-        answer = httpx.request(method, f"{self.url}{path}", json=body, timeout=wait_s, trust_env=False)
+        answer = self.http.request(method, f"{self.url}{path}", json=body, timeout=wait_s)
         if answer.status_code in good:
             return answer
         self.failed += 1

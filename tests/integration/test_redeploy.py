@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -24,15 +23,17 @@ class Client(threading.Thread):
         self.failed: list[str] = []
 
     def run(self) -> None:
-        with httpx.Client(trust_env=False, timeout=10) as kept:
+        # one client, for its certificates take longer to read than a request takes
+        limits = httpx.Limits(max_keepalive_connections=None if self.keep else 0)
+        with httpx.Client(trust_env=False, timeout=10, limits=limits) as http:
             while not self.stopped.is_set():
                 try:
-                    self._ask(kept.post if self.keep else _post)
+                    self._ask(http)
                 except httpx.TransportError as error:
                     self.failed.append(f"{self.name}, query {self.answered}: {error!r}")
 
-    def _ask(self, post: Callable[..., httpx.Response]) -> None:
-        answer = post(self.url, json=QUERY)
+    def _ask(self, http: httpx.Client) -> None:
+        answer = http.post(self.url, json=QUERY)
         if answer.status_code == 200 and answer.json()["results"][0]["chunk"]["text"] == "an otter swims":
             self.answered += 1
         else:
