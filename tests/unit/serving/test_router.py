@@ -190,6 +190,22 @@ async def test_a_resume_at_another_model_is_refused(world: World) -> None:
     assert world.cluster.rebuilds == {}
 
 
+async def test_a_resume_at_a_renamed_model_is_taken_on_word_and_proof(world: World) -> None:
+    """As PATCH does, an order may accept another name of the model, if its vectors of stored texts agree."""
+    await built_by_a(world)
+    world.cluster.models["a"].says = ServerInfo(model_id="a-renamed")
+    await world.router.start_rebuild("docs", "old", RebuildSpec(accept_new_fingerprint=True))
+    assert world.space("old").built_by == BuiltBy("a-renamed")
+    run = world.cluster.rebuilds[world.space("old").id]
+    assert len(run.jobs) == 1
+    run.runs = False
+    world.cluster.models["a"] = Model("b")
+    world.cluster.models["a"].says = ServerInfo(model_id="b")
+    with pytest.raises(FingerprintMismatchError, match="cosine"):
+        await world.router.start_rebuild("docs", "old", RebuildSpec(accept_new_fingerprint=True))
+    assert (len(run.jobs), world.space("old").built_by) == (1, BuiltBy("a-renamed"))
+
+
 async def test_a_space_of_two_models_is_only_restarted(world: World) -> None:
     """A run that found the model changed under way leaves a space that is neither resumed nor swapped to."""
     await world.create("one")
