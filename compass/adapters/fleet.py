@@ -428,14 +428,14 @@ class FleetEmbedder:
         if member.state not in ("up", "paused"):
             return
         loop = asyncio.get_running_loop()
-        until = loop.time() + pause_s
-        if member.state == "up" or until > member.until:
-            if member.resuming is not None:
-                member.resuming.cancel()
-            member.state, member.until = "paused", until
-            member.resuming = loop.call_at(until, self._resume, member)
+        member.state, until = "paused", loop.time() + pause_s
+        if member.resuming is not None:
+            until = max(until, member.resuming.when())
+            member.resuming.cancel()
+        member.resuming = loop.call_at(until, self._resume, member)
 
     def _resume(self, member: Member) -> None:
+        member.resuming = None
         if member.state == "paused":
             member.state = "up"
             self._pump()

@@ -57,8 +57,7 @@ class Member:
     Attributes:
         state: "new" until it has answered `/info` in some way; "refused" is for good.
         busy: Requests that were given to it and are not through.
-        until: When its pause is over, on the event loop's clock.
-        resuming: Ends the pause.
+        resuming: Ends its pause.
         strikes: Failures since its last good answer.
         overloads: 429 since its last good answer.
         why: The error that it is refused for.
@@ -69,7 +68,6 @@ class Member:
     window: Window = field(default_factory=Window)
     state: State = "new"
     busy: int = 0
-    until: float = 0.0
     resuming: asyncio.TimerHandle | None = None
     strikes: int = 0
     overloads: int = 0

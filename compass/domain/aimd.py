@@ -12,7 +12,7 @@ from dataclasses import dataclass
 FIRST_WINDOW = 4
 MOST_REQUESTS = 256
 SLOW = 2.0  # times the best latency: what is added now only queues at the endpoint
-HOLD_WINDOWS = 30  # how long it stays below a known limit before it tries beyond
+HOLD_WINDOWS = 30  # how long it first stays below a known limit before it tries beyond
 HURRY = 4  # so many times shorter after each try that was taken: the limit has moved, by how much is not known
 
 FIRST_BATCH = 32  # TEI's own default limit; where a server does not say what it takes, begin here
@@ -34,7 +34,7 @@ class Window:
     ceiling: int | None = None
     _good: int = 0  # answers since the size last changed
     _held: int = 0  # windows since the ceiling was met
-    _hold: int = HOLD_WINDOWS
+    _hold: int = HOLD_WINDOWS  # how many of them it waits before it tries beyond
     _latency_s: float = 0.0  # of those answers, their sum
     _best_s: float | None = None
     _cut_at: float = float("-inf")

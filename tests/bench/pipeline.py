@@ -126,7 +126,7 @@ def _overhead(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
         with _endpoints({"endpoints": 1, "dims": dims}, args.batch) as (urls, pid):
             rounds = []
             for _ in range(args.rounds):
-                bare = asyncio.run(_post_all(urls[0], texts, args, pid))
+                bare = asyncio.run(_post_all(urls, texts, args.batch, args.in_flight, pid))
                 ours = asyncio.run(_embed(made, urls, dims, args, docs=None, endpoint=pid))
                 rounds.append({"bare": bare, "compass": ours, "ratio": _ratio(ours, bare)})
         middle = sorted(rounds, key=lambda r: r["ratio"])[len(rounds) // 2]
@@ -140,7 +140,8 @@ def _saturation(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
         can_give = fleet["endpoints"] * (fleet.get("docs_per_s") or _slots_per_s(fleet, args.batch))
         docs = min(args.docs, int(can_give * args.seconds))
         with _endpoints(fleet, args.batch) as (urls, pid):
-            bare = asyncio.run(_post_to_all(urls, texts[: int(can_give * BARE_S)], fleet, args))
+            some, at_once = texts[: int(can_give * BARE_S)], fleet.get("at_once", args.in_flight)
+            bare = asyncio.run(_post_all(urls, some, args.batch, at_once, pid))["docs_per_s"]
             ours = asyncio.run(_embed(made, urls, fleet["dims"], args, docs=docs, endpoint=pid))
         share = round(ours["docs_per_s"] / can_give, 3)
         steady = round(ours["steady_docs_per_s"] / can_give, 3)
@@ -219,17 +220,6 @@ def _first(snapshot: Snapshot, docs: int | None) -> Snapshot:
     return Snapshot(snapshot.uuid, snapshot.seq, tuple(parts))
 
 
-async def _post_to_all(
-    urls: Sequence[str], texts: Sequence[str], fleet: dict[str, Any], args: argparse.Namespace
-) -> float:
-    """docs/s of a bare loop over several endpoints that sends to each as many requests at once as it takes."""
-    at_once, shared = fleet.get("at_once", args.in_flight), harness.batches(texts, args.batch)
-    began = time.perf_counter()
-    async with aiohttp.ClientSession(read_bufsize=2**21) as session:
-        await asyncio.gather(*(_post(session, url, shared) for url in urls for _ in range(at_once)))
-    return round(len(texts) / (time.perf_counter() - began), 1)
-
-
 async def _post(session: aiohttp.ClientSession, url: str, waiting: Iterator[Sequence[str]]) -> None:
     """Post what waits, which others draw from as well, one request after the other."""
     for some in waiting:
@@ -238,13 +228,15 @@ async def _post(session: aiohttp.ClientSession, url: str, waiting: Iterator[Sequ
             await response.read()
 
 
-async def _post_all(url: str, texts: Sequence[str], args: argparse.Namespace, endpoint: int) -> dict[str, Any]:
-    """The bare loop."""
-    waiting = harness.batches(texts, args.batch)  # one iterator that all workers draw from
+async def _post_all(
+    urls: Sequence[str], texts: Sequence[str], batch: int, in_flight: int, endpoint: int
+) -> dict[str, Any]:
+    """The bare loop, with so many requests at once at each endpoint."""
+    waiting = harness.batches(texts, batch)  # one iterator that all workers draw from
     with Usage(apart=endpoint) as usage:
         began = time.perf_counter()
         async with aiohttp.ClientSession(read_bufsize=2**21) as session:
-            await asyncio.gather(*(_post(session, url, waiting) for _ in range(args.in_flight)))
+            await asyncio.gather(*(_post(session, url, waiting) for url in urls for _ in range(in_flight)))
         took_s = time.perf_counter() - began
     return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **usage.cpu_us_per(len(texts))}
 

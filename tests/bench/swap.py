@@ -27,6 +27,7 @@ import harness
 import httpx
 import numpy as np
 import psutil
+from usage import Usage
 
 GATEWAYS = (1, 2, 4)
 DIMS = {"old": 256, "new": 384}
@@ -168,20 +169,11 @@ def _fill(http: httpx.Client, chunks: int) -> None:
 def _rest() -> None:
     """Return when the service does: what was ingested moves into the graphs in the background."""
     for _ in range(int(GIVE_UP_S)):
-        began = _cpu_s()
-        time.sleep(1.0)
-        if _cpu_s() - began < IDLE_CPU_S:
+        with Usage() as usage:
+            time.sleep(1.0)
+        if sum(usage.spent_s().values()) < IDLE_CPU_S:
             return
     raise SystemExit(f"the service has not come to rest within {GIVE_UP_S:g} s")
-
-
-def _cpu_s() -> float:
-    """CPU time that the service's processes have used."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:2])
-    return total
 
 
 # ---- kill -9

@@ -38,9 +38,13 @@ class Usage:
         self._thread.join()
         self._last |= self._read()
 
+    def spent_s(self) -> dict[int, float]:
+        """Seconds of CPU by pid."""
+        return {pid: last - self._first.get(pid, 0.0) for pid, last in self._last.items()}
+
     def cpu_us_per(self, count: int) -> dict[str, float]:
         """Microseconds of CPU for each of `count`: {cpu_us_per_doc, endpoint_cpu_us_per_doc (of the one apart)}."""
-        spent = {pid: last - self._first.get(pid, 0.0) for pid, last in self._last.items()}
+        spent = self.spent_s()
         apart_s = spent.pop(self._apart, 0.0)
         found = {"cpu_us_per_doc": sum(spent.values())}
         if self._apart:
