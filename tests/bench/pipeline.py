@@ -4,7 +4,8 @@ python tests/bench/pipeline.py overhead --out overhead.json
 python tests/bench/pipeline.py saturation --out saturation.json
 
 overhead: endpoints that answer at once from memory, so that what is left is Compass. The baseline is a bare asyncio
-loop that posts the same batches to the same endpoint and throws the answers away.
+loop that posts the same batches to the same endpoint and throws the answers away: with aiohttp, whose parser is
+native, and with httpx, which is what such a loop is mostly written with.
 saturation: endpoints that take their time, as GPUs do. The baseline is what they can give by their own settings.
 Beside it stands what a bare loop gets that keeps each endpoint as full as it allows.
 
@@ -19,13 +20,14 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import harness
+import httpx
 import numpy as np
 import ray
 from usage import Usage
@@ -127,8 +129,10 @@ def _overhead(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
             rounds = []
             for _ in range(args.rounds):
                 bare = asyncio.run(_post_all(urls, texts, args.batch, args.in_flight, pid))
+                plain = asyncio.run(_post_all(urls, texts, args.batch, args.in_flight, pid, _httpx))
                 ours = asyncio.run(_embed(made, urls, dims, args, docs=None, endpoint=pid))
-                rounds.append({"bare": bare, "compass": ours, "ratio": _ratio(ours, bare)})
+                ratios = {"ratio": _ratio(ours, bare), "ratio_httpx": _ratio(ours, plain)}
+                rounds.append({"bare": bare, "bare_httpx": plain, "compass": ours, **ratios})
         middle = sorted(rounds, key=lambda r: r["ratio"])[len(rounds) // 2]
         found.append({"dims": dims, "median": middle, "rounds": rounds})
     return found
@@ -220,23 +224,50 @@ def _first(snapshot: Snapshot, docs: int | None) -> Snapshot:
     return Snapshot(snapshot.uuid, snapshot.seq, tuple(parts))
 
 
-async def _post(session: aiohttp.ClientSession, url: str, waiting: Iterator[Sequence[str]]) -> None:
-    """Post what waits, which others draw from as well, one request after the other."""
-    for some in waiting:
-        async with session.post(f"{url}/embed", json={"inputs": list(some)}) as response:
-            response.raise_for_status()
-            await response.read()
+Post = Callable[[str, Sequence[str]], Awaitable[object]]
+
+
+@asynccontextmanager
+async def _aiohttp() -> AsyncIterator[Post]:
+    async with aiohttp.ClientSession(read_bufsize=2**21) as session:
+
+        async def post(url: str, some: Sequence[str]) -> object:
+            async with session.post(url, json={"inputs": some}) as response:
+                response.raise_for_status()
+                return await response.read()
+
+        yield post
+
+
+@asynccontextmanager
+async def _httpx() -> AsyncIterator[Post]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+
+        async def post(url: str, some: Sequence[str]) -> object:
+            return (await client.post(url, json={"inputs": some})).raise_for_status().content
+
+        yield post
 
 
 async def _post_all(
-    urls: Sequence[str], texts: Sequence[str], batch: int, in_flight: int, endpoint: int
+    urls: Sequence[str],
+    texts: Sequence[str],
+    batch: int,
+    in_flight: int,
+    endpoint: int,
+    client: Callable[[], AbstractAsyncContextManager[Post]] = _aiohttp,
 ) -> dict[str, Any]:
     """The bare loop, with so many requests at once at each endpoint."""
     waiting = harness.batches(texts, batch)  # one iterator that all workers draw from
+
+    async def work(post: Post, url: str) -> None:
+        for some in waiting:
+            await post(f"{url}/embed", list(some))
+
     with Usage(apart=endpoint) as usage:
         began = time.perf_counter()
-        async with aiohttp.ClientSession(read_bufsize=2**21) as session:
-            await asyncio.gather(*(_post(session, url, waiting) for url in urls for _ in range(in_flight)))
+        async with client() as post:
+            await asyncio.gather(*(work(post, url) for url in urls for _ in range(in_flight)))
         took_s = time.perf_counter() - began
     return {"took_s": round(took_s, 2), "docs_per_s": round(len(texts) / took_s, 1), **usage.cpu_us_per(len(texts))}
 
