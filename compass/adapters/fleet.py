@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -22,11 +21,11 @@ from compass.adapters.embed_wire import check_key
 from compass.adapters.endpoint import TooManyError
 from compass.adapters.endpoint_client import Connections
 from compass.adapters.endpoints import open_endpoint
+from compass.adapters.fleet_health import FleetHealth
 from compass.adapters.fleet_member import Job, Member, Piece
 from compass.adapters.pace import Pace
-from compass.domain.aimd import BatchSize
 from compass.domain.chunk import FloatMatrix, has_text
-from compass.domain.embedding import CONTROL_TEXT, Embedded, Kind, ServerInfo
+from compass.domain.embedding import Embedded, Kind, ServerInfo
 from compass.domain.space import SpaceConfig
 from compass.domain.spending import Meter
 from compass.errors import (
@@ -40,12 +39,8 @@ from compass.errors import (
     InvalidRequestError,
 )
 
-STRIKES = 3  # failures in a row after which an endpoint is put aside; a refused connection is enough by itself
 SUSPICIONS = 2  # faults of a batch, at whatever endpoints, that may be its own: then it is halved
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two questions to an endpoint that is down
-FIRST_REST_S, LONGEST_REST_S = 0.02, 5.0  # after 429 without a Retry-After
 WATCH_S = 0.5
-LIES = 3  # answers to a harmless text, since it was put aside, that were no vectors: it does not serve this space
 OVERLOADED = 429
 MAYBE_ITS_OWN = frozenset({424, 500})  # the model failed: at this input, or at any
 
@@ -92,7 +87,7 @@ class FleetEmbedder:
         self._turn = itertools.cycle(range(len(self._members)))
         self._config = config
         self._timeout_s, self._endpoint_timeout_s = timeout_s, endpoint_timeout_s
-        self._wanted, self._concurrency = batch_size, concurrency
+        self._concurrency = concurrency
         self._pace = Pace(max_docs_per_s)
         self._queue: deque[Piece] = deque()
         self._jobs: set[Job] = set()
@@ -100,7 +95,9 @@ class FleetEmbedder:
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._stopped: BudgetSpentError | None = None  # from then on nothing is sent
-        self._good_at = 0.0  # when somebody gave a good answer, or work came after a time without any
+        self._health = FleetHealth(
+            self._members, timeout_s, batch_size, self._spawn, has_room=self._pump, lost=self._fail_all
+        )
 
     def __repr__(self) -> str:
         return f"FleetEmbedder({[m.client.shown for m in self._members]})"
@@ -135,15 +132,13 @@ class FleetEmbedder:
         if self._stopped is not None:
             return Embedded([], rows[:0], {}, self._stopped)
         if not self._jobs:
-            self._good_at = time.monotonic()
+            self._health.good_at = time.monotonic()
         self._jobs.add(job)
         self._queue.extend(Piece(job, start, stop) for start, stop in self._runs(job))
         try:
             if job.left:
                 self._watch = self._watch or self._spawn(self._look())
-                for member in self._members:
-                    if member.state == "new":
-                        self._put_aside(member, 0.0)
+                self._health.meet()
                 self._pump()
                 await job.done
         except BudgetSpentError:
@@ -259,8 +254,7 @@ class FleetEmbedder:
             if not task.cancelled() and (error := task.exception()) is not None:
                 if isinstance(error, BudgetSpentError):  # of a question that was to tell what is wrong
                     self._stopped = error
-                for job in list(self._jobs):
-                    self._fail(job, error)
+                self._fail_all(error)
 
         task.add_done_callback(done)
         return task
@@ -286,11 +280,11 @@ class FleetEmbedder:
             else:
                 await self._blame(member, piece, error.detail)
         except EndpointForbiddenError as error:
-            self._turn_away(member, error)
+            self._health.turn_away(member, error)
             self._put_back(piece, member)
         except EndpointAnswerError as error:
-            if "dims" in error.detail and isinstance(await self._control(member), EndpointAnswerError):
-                self._turn_away(member, error)  # another model: nothing of it fits this space
+            if "dims" in error.detail and isinstance(await self._health.control(member), EndpointAnswerError):
+                self._health.turn_away(member, error)  # another model: nothing of it fits this space
                 self._put_back(piece, member)
             else:
                 await self._suspect(member, piece, error)
@@ -307,7 +301,7 @@ class FleetEmbedder:
             release()
 
     def _land(self, member: Member, piece: Piece, rows: FloatMatrix, latency_s: float) -> None:
-        self._good_at = time.monotonic()
+        self._health.good_at = time.monotonic()
         member.answered(piece.count, latency_s)
         piece.job.rows[piece.start : piece.stop] = rows
         piece.job.landed.update(range(piece.start, piece.stop))
@@ -349,7 +343,7 @@ class FleetEmbedder:
 
     async def _suspect(self, member: Member, piece: Piece, error: EmbeddingError) -> None:
         """A fault that may be the endpoint's or a text's: try again, then look for the text."""
-        self._strike(member)
+        self._health.strike(member)
         piece.suspicions += 1
         if piece.suspicions < SUSPICIONS:
             self._put_back(piece, member)
@@ -362,27 +356,16 @@ class FleetEmbedder:
         if piece.count > 1:
             self._halve(piece)
             return
-        match await self._control(member):
+        match await self._health.control(member):
             case None:
                 self._refuse(piece, reason)
             case EndpointRefusedError() as error:
                 detail = f"{reason} (it refuses every text, a harmless one too)"
-                self._turn_away(member, EndpointForbiddenError(detail, error.fields))
+                self._health.turn_away(member, EndpointForbiddenError(detail, error.fields))
                 self._put_back(piece, member)
             case _:
-                self._strike(member)
+                self._health.strike(member)
                 self._put_back(piece, member)
-
-    async def _control(self, member: Member) -> EmbeddingError | None:
-        """What is wrong with the answer to a text that no model has a reason to refuse; None: nothing."""
-        try:
-            await member.client.embed([CONTROL_TEXT], self._timeout_s)
-        except EmbeddingError as error:
-            return error
-        except TooManyError as error:
-            return EndpointRefusedError(str(error))
-        member.strikes = 0
-        return None
 
     def _refuse(self, piece: Piece, reason: str) -> None:
         piece.job.refused[piece.start] = reason
@@ -401,102 +384,35 @@ class FleetEmbedder:
             return
         if status == OVERLOADED:
             member.window.refused(sent_at, time.monotonic())
-            member.overloads += 1
-            if after_s is not None:
-                self._pause(member, after_s)
-            elif member.overloads > 1:  # once, and the smaller window is rest enough
-                self._pause(member, min(FIRST_REST_S * 2 ** min(member.overloads, 16), LONGEST_REST_S))
+            self._health.overloaded(member, after_s)
         elif after_s:
-            self._pause(member, after_s)
+            self._health.pause(member, after_s)
         elif error.fields.get("unreachable"):
-            self._put_aside(member, FIRST_PAUSE_S)
+            self._health.put_aside(member)
         else:
             if status is None:  # it was silent, or broke off
                 member.window.refused(sent_at, time.monotonic())
                 if unproven:
                     member.batch.refused(piece.count, piece.count // 2)
-            self._strike(member)
+            self._health.strike(member)
         self._put_back(piece, None if status == OVERLOADED else member)
-
-    def _strike(self, member: Member) -> None:
-        member.strikes += 1
-        if member.strikes >= STRIKES and member.state in ("up", "paused"):
-            self._put_aside(member, FIRST_PAUSE_S)
-
-    def _pause(self, member: Member, pause_s: float) -> None:
-        """Give it nothing for so long. The timer ends that, whatever the clock says: uvloop's may be early."""
-        if member.state not in ("up", "paused"):
-            return
-        loop = asyncio.get_running_loop()
-        member.state, until = "paused", loop.time() + pause_s
-        if member.resuming is not None:
-            until = max(until, member.resuming.when())
-            member.resuming.cancel()
-        member.resuming = loop.call_at(until, self._resume, member)
-
-    def _resume(self, member: Member) -> None:
-        member.resuming = None
-        if member.state == "paused":
-            member.state = "up"
-            self._pump()
-
-    def _turn_away(self, member: Member, error: EmbeddingError) -> None:
-        """Never ask it again; without any other, the work fails with its error."""
-        member.state, member.why = "refused", error
-        if all(m.state == "refused" for m in self._members):
-            for job in list(self._jobs):
-                self._fail(job, error)
-
-    def _put_aside(self, member: Member, pause_s: float) -> None:
-        """Give it nothing until it has given a good answer to a harmless text."""
-        if member.state in ("down", "refused"):
-            return
-        member.state = "down" if pause_s else "new"
-        self._spawn(self._probe(member, pause_s))
-
-    async def _probe(self, member: Member, pause_s: float) -> None:
-        lies = 0
-        while member.state != "refused":
-            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
-            try:
-                if not member.client.docs:
-                    await self._meet(member)
-                if pause_s:
-                    await member.client.embed([CONTROL_TEXT], self._timeout_s)
-            except (EndpointForbiddenError, EndpointRefusedError) as error:
-                self._turn_away(member, error)
-            except (EmbeddingError, TooManyError) as error:
-                member.state = "down"
-                if isinstance(error, EndpointAnswerError) and (lies := lies + 1) >= LIES:
-                    self._turn_away(member, error)
-                pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
-            else:
-                member.state, member.strikes = "up", 0
-                member.window.restart()
-                if pause_s:
-                    self._good_at = time.monotonic()
-                self._pump()
-                return
-
-    async def _meet(self, member: Member) -> None:
-        """Learn what it says of itself, before it is given anything."""
-        info = await member.client.describe(self._timeout_s)
-        member.batch = BatchSize.of(self._wanted, info.max_batch)
 
     async def _look(self) -> None:
         """Give the work up when nobody has given a good answer for too long."""
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
-            if now - max(self._good_at, self._pace.free_at) < self._endpoint_timeout_s:
+            if now - max(self._health.good_at, self._pace.free_at) < self._endpoint_timeout_s:
                 continue
             said = "; ".join(f"{m.client.shown}: {m.client.last_error or 'no answer'}" for m in self._members)
             detail = f"no endpoint gave a good answer for {self._endpoint_timeout_s:g} s: {said}"
-            for job in list(self._jobs):
-                self._fail(job, EndpointUnavailableError(detail))
+            self._fail_all(EndpointUnavailableError(detail))
 
     def _stop(self, error: BudgetSpentError) -> None:
         self._stopped = error
+        self._fail_all(error)
+
+    def _fail_all(self, error: BaseException) -> None:
         for job in list(self._jobs):
             self._fail(job, error)
 

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from compass.adapters.embedders import embed_each
 from compass.adapters.hnsw import nice_this_thread
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
 from compass.domain.embedding import Embedder
-from compass.domain.fingerprint import Examined, judged
+from compass.domain.fingerprint import Examined
 from compass.domain.memory import UNLIMITED, Room
 from compass.domain.progress import status_of_run
 from compass.domain.search import Hit, Query
 from compass.domain.space import BuiltBy, Space
 from compass.errors import CompassError, ConflictError, InsufficientMemoryError
-from compass.serving.examining import examined
+from compass.serving.space_model import SpaceModel
 from compass.serving.space_search import SpaceSearch
 from compass.storage.parts import MissingObjectError
 from compass.storage.vectors import SpaceVectors
@@ -72,10 +71,9 @@ class SpaceIndex:
             room: The memory that it may take.
         """
         self._space, self._view, self._vectors = space, view, vectors
-        self._open_embedder, self._completed, self._identified = open_embedder, completed, identified
-        self._room = room
+        self._completed, self._room = completed, room
+        self._model = SpaceModel(open_embedder, self._samples, identified)
         self._crowded = False  # files are left out for want of memory
-        self._embedder: tuple[Space, Embedder] | None = None
         self._search: SpaceSearch | None = None
         self._files: set[str] = set()
         self._missing = EMPTY  # live, embeddable, and neither held nor quarantined: sorted
@@ -90,7 +88,6 @@ class SpaceIndex:
         self._wake, self._moved = asyncio.Event(), asyncio.Condition()
         self._opening = asyncio.get_running_loop().create_task(self._open())
         self._tidying: asyncio.Task[None] | None = None
-        self._identifying: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._live())
 
     # ---- what others ask
@@ -172,12 +169,7 @@ class SpaceIndex:
     async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
         await self._ready()
-        samples, space = await asyncio.to_thread(self._samples), self._space
-        own = space.config.embed_endpoint, space.config.api_key_env
-        keys = [api_key_env or (own[1] if url == own[0] else None) for url in endpoints]
-        unknown = replace(space, built_by=None)  # it is to say what it is, not to be refused for it
-        asked = [unknown.with_config(embed_endpoint=u, api_key_env=k) for u, k in zip(endpoints, keys, strict=True)]
-        return await asyncio.gather(*(examined(self._open_embedder, one, samples) for one in asked))
+        return await self._model.examine(self._space, endpoints, api_key_env)
 
     async def vouch(self, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
         """Return if none of these endpoints turns out to be another model than the one that built the space.
@@ -185,8 +177,8 @@ class SpaceIndex:
         Raises:
             FingerprintMismatchError: one does; one that does not answer does not.
         """
-        found = await self.examine(endpoints, api_key_env)
-        judged(self._space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
+        await self._ready()
+        await self._model.vouch(self._space, endpoints, api_key_env)
 
     async def afford(self, afresh: bool) -> None:
         """Return if a rebuild has the memory for every live chunk, `afresh` in place of what is held here.
@@ -201,13 +193,13 @@ class SpaceIndex:
 
     async def close(self) -> None:
         """Save the graph and stop following; queries in flight finish."""
-        tasks = [task for task in (self._task, self._opening, self._tidying, self._identifying) if task is not None]
+        tasks = [task for task in (self._task, self._opening, self._tidying) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._model.close()
         if self._search is not None and self._is_open() and len(self._search) != self._saved_rows:
             await self._save()
-        await self._close_embedder()
         self._builder.shutdown(wait=False)
 
     # ---- following the log
@@ -237,9 +229,7 @@ class SpaceIndex:
         if self._run.get("state") == "running":
             await self._heed_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
-        if (identified := self._identifying) is not None and identified.done():
-            self._identifying = None
-            identified.result()  # raises what went wrong
+        self._model.check()
         if (tidied := self._tidying) is None or tidied.done():  # first: it frees memory that the rest may lack
             self._tidying = asyncio.get_running_loop().create_task(self._tidy())
             if tidied is not None:
@@ -434,7 +424,7 @@ class SpaceIndex:
     async def _embed_missing(self) -> None:
         search = await self._ready()
         while len(mine := self._mine()[:EMBED_ROWS]):
-            embedder = await self._embedder_now()
+            embedder = await self._model.embedder(self._space)
             search.reserve(len(mine))  # else the same texts would be embedded again and again
             texts = await asyncio.to_thread(self._view.texts_to_embed, mine, self._space.config)
             vids = list(texts)
@@ -446,22 +436,8 @@ class SpaceIndex:
                 self._missing = np.setdiff1d(self._missing, gone)
             self._error = None
             await self._announce()
-            if self._space.built_by is None and len(done.rows):
-                self._identify_aside()
-
-    def _identify_aside(self) -> None:
-        """Go on embedding meanwhile: a swap that waits for this space keeps the router from recording anything."""
-        if self._identifying is None:
-            self._identifying = asyncio.get_running_loop().create_task(self._identify())
-
-    async def _identify(self) -> None:
-        """Have it recorded who has built the space, before another model can take the place."""
-        endpoint = self._space.config.embed_endpoint
-        assert endpoint is not None
-        found = await self.examine([endpoint], self._space.config.api_key_env)
-        built_by = judged(self._space, found, accept=False, advice="add a space for the new model, and swap")
-        if built_by is not None:
-            await self._identified(built_by)
+            if len(done.rows):
+                self._model.identify_aside(self._space)
 
     def _samples(self) -> list[tuple[str, FloatVector]]:
         """A few texts from all over the space, each with its stored vector."""
@@ -483,18 +459,6 @@ class SpaceIndex:
             {"id": c.id, "file_id": c.file_id, "chunk_index": c.chunk_index, "reason": refused[vid]}
             for _, vid, c in chunks[:limit]
         ]
-
-    async def _embedder_now(self) -> Embedder:
-        """The embedder of the space as it is now, for its endpoint may have moved."""
-        if self._embedder is None or self._embedder[0] != self._space:
-            await self._close_embedder()
-            self._embedder = self._space, self._open_embedder(self._space)
-        return self._embedder[1]
-
-    async def _close_embedder(self) -> None:
-        if self._embedder is not None:
-            old, self._embedder = self._embedder[1], None
-            await old.close()
 
     async def _keep(self, vids: IntVector, rows: FloatMatrix) -> None:
         if not len(vids):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from compass.adapters.builtin_model import HashingModel
 from compass.adapters.clock import boot_clock
@@ -199,6 +200,13 @@ class World:
         await self.router.create_collection(CollectionSpec("docs", {"old": OLD, **spaces}, "old"))
         await self.ingest(*chunks)
         return self.route().uuid
+
+    async def create_built_by_a(self) -> None:
+        """As `create`, with an endpoint that says what it is, and is known to have built the default."""
+        self.cluster.models["a"].says = ServerInfo(model_id="a")
+        await self.create("one", "two")
+        await self.level(self.space("old"))
+        await until(lambda: self.publisher.table.route("docs").spaces["old"].built_by is not None)
 
     async def ingest(self, *texts: str) -> int:
         chunks = [ChunkInput(text, 0, text) for text in texts]
