@@ -97,8 +97,8 @@ class RayCluster:
         await self._stop(f"collection:{uuid}")
 
     async def stop_index(self, space_id: str) -> None:
-        """Close an index and end its process."""
-        await self._stop(f"index:{space_id}")
+        """End the process of an index whose space is gone: its graph is not saved once more."""
+        await self._stop(f"index:{space_id}", False)
 
     async def stop_rebuild(self, space_id: str) -> None:
         """End the process of a rebuild."""
@@ -110,14 +110,15 @@ class RayCluster:
         for kind in ("rebuild:", "index:", "collection:"):
             await asyncio.gather(*(self._stop(n) for n in names if n.startswith(kind)))
 
-    async def _stop(self, name: str) -> None:
+    async def _stop(self, name: str, *how: Any) -> None:
+        """Have an actor `close`, as these arguments say, and end its process."""
         self._remotes.pop(name, None)
         handle = await asyncio.to_thread(self._find, name)
         if handle is None:
             return
         try:
             async with asyncio.timeout(CLOSE_S):
-                await Remote(lambda: handle, once=frozenset({"close"})).close()
+                await Remote(lambda: handle, once=frozenset({"close"})).close(*how)
         except Exception as error:  # noqa: BLE001 - it ends all the same; what it held is in the store
             log.warning("%s does not close, its process is ended: %s", name, error or "timeout")
         with contextlib.suppress(ValueError):

@@ -92,7 +92,7 @@ class CollectionService:
 
     async def sweep(self) -> None:
         """Delete the bytes of dropped spaces now."""
-        await self._do(self._store.compact)
+        await self._do(self._store.sweep)
 
     async def close(self) -> None:
         """Let go of the store; what is committed is durable already."""

@@ -191,14 +191,14 @@ class SpaceIndex:
         texts = len(await asyncio.to_thread(self._view.embeddable_vids))
         search.require(max(texts, len(search)), afresh)
 
-    async def close(self) -> None:
-        """Save the graph and stop following; queries in flight finish."""
+    async def close(self, keep: bool = True) -> None:
+        """Stop following, and save the graph if it is to be kept; queries in flight finish."""
         tasks = [task for task in (self._task, self._opening, self._tidying) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._model.close()
-        if self._search is not None and self._is_open() and len(self._search) != self._saved_rows:
+        if keep and self._search is not None and self._is_open() and len(self._search) != self._saved_rows:
             await self._save()
         self._builder.shutdown(wait=False)
 

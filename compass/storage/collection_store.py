@@ -156,6 +156,11 @@ class CollectionStore:
             if self._sweep_at is not None and time.monotonic() >= self._sweep_at:
                 self._sweep_at = None
 
+    def sweep(self) -> None:
+        """Delete what dropped spaces left, and nothing more: whoever drops one waits for it."""
+        with answering(f"{self.uuid}: deleting the bytes of dropped spaces"):
+            self._sweep()
+
     def due(self) -> bool:
         """Whether `compact` is worth its while."""
         base_seq, base_at = (self._base.seq, self._base.at) if self._base else (0, 0.0)

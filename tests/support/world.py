@@ -150,7 +150,7 @@ class FakeCluster:
 
     async def stop_index(self, space_id: str) -> None:
         if space_id in self.indexes:
-            await self.indexes.pop(space_id).close()
+            await self.indexes.pop(space_id).close(keep=False)
 
     async def stop_rebuild(self, space_id: str) -> None:
         if self.rebuilds.pop(space_id, None) is not None:
@@ -158,7 +158,7 @@ class FakeCluster:
 
     async def close(self) -> None:
         for space_id in list(self.indexes):
-            await self.stop_index(space_id)
+            await self.indexes.pop(space_id).close()
         for uuid in list(self.collections):
             await self.stop_collection(uuid)
 

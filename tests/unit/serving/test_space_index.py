@@ -420,6 +420,14 @@ async def test_a_restart_finds_everything(world: World, caplog: pytest.LogCaptur
     assert world.model.sent == {"one": 1, "two": 1, "three": 1, "four": 1}
 
 
+async def test_the_graph_of_a_space_that_is_gone_is_not_saved(world: World) -> None:
+    """A drop does not wait for gigabytes that nobody will read."""
+    index = world.begin()
+    await index.follow(world.ingest("one", "two"), 5)
+    await index.close(False)
+    assert world.vectors.load_index(lambda path: path) is None
+
+
 async def test_without_its_snapshot_the_files_are_enough(world: World) -> None:
     """The graph is derived: when it is gone it is built from the files, and nothing is embedded again."""
     index = world.begin()
