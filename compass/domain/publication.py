@@ -6,7 +6,8 @@ Events in, instructions out; no clock, no sockets, no asyncio. A transition goes
        ▲        │ a gateway is silent: do not hold queries for its sake, wait without the fence
        └────────┘
 
-and there is one at a time per collection. `docs/swap-protocol.md` says why each step is there.
+and there is one at a time per collection. A change that takes a space away is followed by a drain, which holds up no
+other change. `docs/swap-protocol.md` says why each step is there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ __all__ = [
     "Committed",
     "Confirmed",
     "Directive",
+    "Drain",
+    "Drained",
     "Event",
     "Fence",
     "Finished",
@@ -47,7 +50,7 @@ __all__ = [
 
 Update = Callable[[RoutingTable], RoutingTable]
 
-DRAIN_S = 30.0  # how long a finished drop waits for the queries that are still on the space
+DRAIN_S = 30.0  # how long a drop that is published waits for the queries that are still on the space
 PATIENCE_S = 0.5  # how long queries are held for a gateway that does not acknowledge; below what a query waits
 ATTEMPTS = 3  # fences of one transition; the last one stays up, so that every transition ends
 
@@ -80,11 +83,19 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A transition is wanted; `removed` are the ids of the spaces that it takes away."""
+    """A transition is wanted."""
 
     op: int
     scope: Scope
-    removed: frozenset[str]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A finished transition has taken these spaces, by id, away: who asks them still is waited for."""
+
+    op: int
+    spaces: frozenset[str]
     now: float
 
 
@@ -128,7 +139,7 @@ class Tick:
     now: float
 
 
-Event = PollArrived | PollGone | Left | Begin | Committed | CommitFailed | Replace | Confirmed | Tick
+Event = PollArrived | PollGone | Left | Begin | Drain | Committed | CommitFailed | Replace | Confirmed | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +159,21 @@ class RunCommit:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A transition is over: all who may answer know.
+    """A transition is over: all who may answer know."""
+
+    op: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nobody who holds a lease has a query on the removed spaces any more, or the drain's time is up.
 
     Attributes:
-        draining: Gateways that still have queries on a removed space, the drain's time being up.
+        still: Gateways that have one nevertheless.
     """
 
     op: int
-    draining: frozenset[str] = frozenset()
+    still: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +183,7 @@ class Superseded:
     incarnation: int
 
 
-Instruction = Answer | RunCommit | Finished | Superseded
+Instruction = Answer | RunCommit | Finished | Drained | Superseded
 
 
 class Phase(Enum):
@@ -181,7 +199,6 @@ class Phase(Enum):
 class _Transition:
     op: int
     scope: Scope
-    removed: frozenset[str]
     phase: Phase = Phase.GATHER
     fence: Fence | None = None
     attempts: int = 0
@@ -239,6 +256,7 @@ class Publication:
         self._acks: dict[str, Ack] = {}
         self._polls: dict[str, _Poll] = {}
         self._queues: dict[str, deque[_Transition]] = {}
+        self._drains: dict[int, Drain] = {}
 
     @property
     def stamp(self) -> Stamp:
@@ -267,8 +285,10 @@ class Publication:
                 self._acks.pop(gateway, None)
                 if left := self._polls.pop(gateway, None):
                     out.append(Answer(left.id, Directive(self.stamp, 0.0)))
-            case Begin(op, scope, removed):
-                self._queues.setdefault(scope.collection, deque()).append(_Transition(op, scope, removed))
+            case Begin(op, scope):
+                self._queues.setdefault(scope.collection, deque()).append(_Transition(op, scope))
+            case Drain(op):
+                self._drains[op] = event
             case Committed(op, update):
                 self._publish(self._find(op), update, event.now)
             case CommitFailed(op):
@@ -280,7 +300,7 @@ class Publication:
             case Tick():
                 known = self._leases.live(event.now) | self._polls.keys()
                 self._acks = {g: ack for g, ack in self._acks.items() if g in known}
-        return out + self._advance(event.now) + self._answer(event.now)
+        return out + self._advance(event.now) + self._drained(event.now) + self._answer(event.now)
 
     def next_tick(self, now: float) -> float:
         """When to say `Tick` next; infinity if only other events can change anything."""
@@ -288,6 +308,9 @@ class Publication:
         for transition in (queue[0] for queue in self._queues.values()):
             times += [self._leases.until(gateway) for gateway in transition.waiting]
             times += [transition.deadline, self._alone_from]
+        for drain in self._drains.values():
+            times += [self._leases.until(gateway) for gateway in self._still(drain)]
+            times.append(drain.now + self._drain_s)
         return min((time for time in times if time > now), default=float("inf"))
 
     # ---- polls
@@ -344,7 +367,7 @@ class Publication:
             case Phase.FENCE if now >= t.deadline and t.attempts < ATTEMPTS:
                 self._lower_fence(t)
             case Phase.PUBLISH if not t.waiting:
-                out.append(Finished(t.op, frozenset(g for g in self._acks if self._drains(g, t))))
+                out.append(Finished(t.op))
                 queue.popleft()
             case _:
                 return False
@@ -354,12 +377,7 @@ class Publication:
         """Whether a transition has to wait for a gateway: it may hold a lease and has not acknowledged."""
         if now >= self._leases.until(gateway):
             return False
-        if self._acks.get(gateway, Ack()).stamp < (self._incarnation, t.revision):
-            return True
-        return t.phase is Phase.PUBLISH and now < t.deadline and self._drains(gateway, t)
-
-    def _drains(self, gateway: str, t: _Transition) -> bool:
-        return not t.removed.isdisjoint(self._acks.get(gateway, Ack()).draining)
+        return self._acks.get(gateway, Ack()).stamp < (self._incarnation, t.revision)
 
     def _require_acks(self, t: _Transition, now: float) -> None:
         # Only of those who hold a lease now: who comes later gets this revision with its first lease.
@@ -383,7 +401,7 @@ class Publication:
         t.phase, t.fence = Phase.PUBLISH, None
         self._update(update)
         self._require_acks(t, now)
-        t.deadline = now + self._drain_s
+        t.deadline = float("inf")
 
     def _abandon(self, t: _Transition) -> None:
         if t.fence:
@@ -397,3 +415,18 @@ class Publication:
 
     def _find(self, op: int) -> _Transition:
         return next(q[0] for q in self._queues.values() if q[0].op == op and q[0].phase is Phase.COMMIT)
+
+    # ---- drains
+
+    def _drained(self, now: float) -> list[Instruction]:
+        """The drains that are over: a gateway without a lease is not waited for, as in a transition."""
+        done: list[Instruction] = []
+        for op, drain in list(self._drains.items()):
+            still = self._still(drain)
+            if now >= drain.now + self._drain_s or all(now >= self._leases.until(gateway) for gateway in still):
+                done.append(Drained(op, still))
+                del self._drains[op]
+        return done
+
+    def _still(self, drain: Drain) -> frozenset[str]:
+        return frozenset(g for g, ack in self._acks.items() if not drain.spaces.isdisjoint(ack.draining))

@@ -67,7 +67,6 @@ class Changes:
         note: Note | None = None,
         *,
         default: bool = False,
-        removed: frozenset[str] = frozenset(),
     ) -> CollectionState:
         """One change of the state, fenced for queries to these names, published before it returns."""
         committed: list[CollectionState] = []
@@ -78,10 +77,14 @@ class Changes:
             committed.append(await self._settled(route, change, note, await before))
             return put(committed[0])
 
-        await self._publisher.transition(scope(route.name, names, default), commit, removed)
+        await self._publisher.transition(scope(route.name, names, default), commit)
         spaces = committed[0].spaces.values()
         await self.tell(route.uuid, [space for space in spaces if space != route.spaces.get(space.name)])
         return committed[0]
+
+    async def drained(self, *spaces: Space) -> None:
+        """Wait, within bounds, for the queries in flight on spaces that a transition has taken away."""
+        await self._publisher.drained(frozenset(space.id for space in spaces))
 
     async def record(self, route: CollectionRoute, change: Change, note: Note | None = None) -> CollectionState:
         """A change that no query can notice: committed and published without holding anything."""

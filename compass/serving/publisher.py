@@ -18,6 +18,8 @@ from compass.domain.publication import (
     Committed,
     Confirmed,
     Directive,
+    Drain,
+    Drained,
     Event,
     Finished,
     Instruction,
@@ -77,7 +79,7 @@ class Publisher:
             latest: Reads the greatest incarnation that anyone has claimed. It is asked every eighth of a
                 lease; while it fails, leases end `lease_s` after the last success. Without it nothing ends a
                 superseded router that still reaches a gateway.
-            drain_s: How long a transition waits for queries that are still on a removed space.
+            drain_s: How long `drained` waits for queries that are still on a removed space.
         """
         self._incarnation, self._lease_s, self._clock, self._latest = incarnation, lease_s, clock, latest
         self._confirmed_at = clock()
@@ -93,6 +95,7 @@ class Publisher:
         self._numbers = itertools.count(1)
         self._polls: dict[int, asyncio.Future[Directive]] = {}
         self._transitions: dict[int, _Open] = {}
+        self._drains: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._confirming: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -143,7 +146,7 @@ class Publisher:
         """Wait no more for a gateway that has stopped answering for good; it must not poll any more."""
         self._handle(Left(gateway, self._clock()))
 
-    async def transition(self, scope: Scope, commit: Commit, removed: frozenset[str] = frozenset()) -> None:
+    async def transition(self, scope: Scope, commit: Commit) -> None:
         """Fence a scope at every gateway, commit, publish; on return nobody answers from the table before.
 
         One at a time per collection, others queue; several collections go side by side. It goes on to its end
@@ -154,7 +157,6 @@ class Publisher:
             commit: Makes the change durable and returns what it does to the table. It is called once, when
                 all gateways are fenced. If it raises, the change must be certain never to happen, for the
                 fence is lifted then: it settles a lost answer itself.
-            removed: Ids of the spaces that the change takes away; their queries in flight are waited for.
 
         Raises:
             TakenOverError: another router has taken over; the change may have happened.
@@ -165,8 +167,26 @@ class Publisher:
         done = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda future: future.cancelled() or future.exception())  # a caller may be gone
         self._transitions[op] = _Open(commit, done)
-        self._handle(Begin(op, scope, removed, self._clock()))
+        self._handle(Begin(op, scope, self._clock()))
         await asyncio.shield(done)
+
+    async def drained(self, spaces: frozenset[str]) -> None:
+        """Wait for the queries in flight on spaces, by id, that a transition has taken away; at most `drain_s`.
+
+        Transitions go on meanwhile.
+
+        Raises:
+            TakenOverError: another router has taken over.
+        """
+        self._refuse_if_superseded()
+        op = next(self._numbers)
+        self._drains[op] = asyncio.get_running_loop().create_future()
+        try:
+            done = self._drains[op]
+            self._handle(Drain(op, spaces, self._clock()))
+            await done
+        finally:
+            self._drains.pop(op, None)
 
     def replace(self, update: Update) -> None:
         """Publish a change without holding or awaiting anyone: at start-up, or where no query can tell."""
@@ -191,10 +211,13 @@ class Publisher:
                     answer.set_result(directive)
             case RunCommit(op):
                 self._spawn(self._commit(op))
-            case Finished(op, draining):
-                if draining:
-                    log.warning("queries on a removed space are still under way at %s", sorted(draining))
+            case Finished(op):
                 self._finish(op, None)
+            case Drained(op, still):
+                if still:
+                    log.warning("queries on a removed space are still under way at %s", sorted(still))
+                if (drain := self._drains.get(op)) is not None and not drain.done():
+                    drain.set_result(None)
             case Superseded(incarnation):
                 self._give_way(incarnation)
 
@@ -272,6 +295,9 @@ class Publisher:
         self._superseded_by = incarnation
         for op in list(self._transitions):
             self._finish(op, self._taken_over())
+        for drain in self._drains.values():
+            if not drain.done():
+                drain.set_exception(self._taken_over())
         for poll in list(self._polls):
             answer = self._polls.pop(poll)
             if not answer.done():

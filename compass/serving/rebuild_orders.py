@@ -183,7 +183,8 @@ class RebuildOrders:
         await self._cluster.index(route.uuid, target).afford(True)
         fresh = new_space(target.name, target.config, "building", False)
         change = RestartSpace(target.id, fresh)
-        await self._changes.transition(route, change, {target.name}, note, removed=frozenset({target.id}))
+        await self._changes.transition(route, change, {target.name}, note)
+        await self._changes.drained(target)
         await self._cluster.stop_index(target.id)
         await self._cluster.collection(route.uuid).sweep()
         return fresh

@@ -116,9 +116,9 @@ class RouterService:
             async def commit() -> Update:
                 return lambda table: table.without(collection)
 
-            removed = frozenset(s.id for s in route.spaces.values())
-            await self._publisher.transition(scope(collection, set(route.spaces), True), commit, removed)
+            await self._publisher.transition(scope(collection, set(route.spaces), True), commit)
             try:
+                await self._changes.drained(*route.spaces.values())
                 for space in route.spaces.values():
                     await self._cluster.stop_index(space.id)
                 await self._cluster.stop_collection(route.uuid)
@@ -184,9 +184,8 @@ class RouterService:
             if confirm != space:
                 await self._guard_drop(route, target)
             await self._rebuilds.end(target)
-            removed = frozenset({target.id})
-            await self._changes.transition(route, DropSpace(target.id), {space}, note, removed=removed)
-            await self._remove(route, target)
+            await self._changes.transition(route, DropSpace(target.id), {space}, note)
+        await self._remove(route, target)
 
     async def activate(self, collection: str, space_id: str) -> None:
         """Make a building space active if it has reached the frontier of now.
@@ -345,8 +344,12 @@ class RouterService:
         self._spawn(self._opening.tend())
 
     async def _remove(self, route: CollectionRoute, space: Space) -> None:
+        """Wait for the queries that are on a dropped space and end it; the way back must not wait for that."""
+        await self._changes.drained(space)
         await self._cluster.stop_index(space.id)
-        await self._cluster.collection(route.uuid).sweep()
+        async with await self._changes.lock(route.name):
+            if route.uuid in {r.uuid for r in self._publisher.table.collections.values()}:  # else all of it is gone
+                await self._cluster.collection(route.uuid).sweep()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -24,6 +24,8 @@ from compass.domain.publication import (
     CommitFailed,
     Committed,
     Confirmed,
+    Drain,
+    Drained,
     Event,
     Finished,
     Left,
@@ -87,6 +89,7 @@ class Router:
     skew: float  # how much its clock differs from the world's
     polls: dict[int, PollMessage] = field(default_factory=dict)
     operations: dict[int, Operation] = field(default_factory=dict)
+    drains: dict[int, Drain] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,7 +98,6 @@ class Operation:
     change: Change
     removed: frozenset[str]
     committed: CollectionState | None = None
-    published_at: float = 0.0
 
 
 @dataclass
@@ -197,6 +199,8 @@ class World(RuleBasedStateMachine):
                     self.commits.append((router.incarnation, op, router.operations[op]))
                 case Finished(op):
                     self.finished(router, router.operations.pop(op))
+                case Drained(op):
+                    self.drained(router, router.drains.pop(op))
                 case Superseded():
                     self.routers.pop(router.incarnation, None)
         del self.answers[:-24], self.polls[:-24]
@@ -238,14 +242,13 @@ class World(RuleBasedStateMachine):
             router.operations.pop(op)
             self.handle(router, CommitFailed(op, now))
             return
-        operation.published_at = self.now
         route = CollectionRoute.of(operation.committed)
         self.handle(router, Committed(op, lambda table: table.with_route(route), now))
 
     def begin(self, router: Router, change: Change, scope: Scope, removed: frozenset[str]) -> None:
         op = self.number()
         router.operations[op] = Operation(scope.collection, change, removed)
-        self.handle(router, Begin(op, scope, removed, self.now + router.skew))
+        self.handle(router, Begin(op, scope, self.now + router.skew))
 
     # ---- what must hold
 
@@ -256,12 +259,19 @@ class World(RuleBasedStateMachine):
         self.seen_epoch[c] = max(self.seen_epoch[c], state.epoch)
         for name in NAMES:
             self.saw(c, name, state.by_name(name).id)
-        if self.now < operation.published_at + DRAIN_S:
+        if operation.removed:
+            op = self.number()
+            router.drains[op] = Drain(op, operation.removed, self.now + router.skew)
+            self.handle(router, router.drains[op])
+
+    def drained(self, router: Router, drain: Drain) -> None:
+        """A dropped space is about to be ended, unless its time is up nobody is on it any more."""
+        if self.now + router.skew < drain.now + DRAIN_S:
             for gateway in self.gateways:
                 follows = gateway.holding.stamp[0] == router.incarnation
                 if follows and gateway.holding.leased(self.now + gateway.skew):
                     on = {routed.space.id for routed in gateway.queries}
-                    assert not on & operation.removed, "a drop returned while queries were on the space"
+                    assert not on & drain.spaces, "a drop returned while queries were on the space"
 
     def saw(self, collection: str, name: str, space_id: str) -> None:
         age = self.log.age(collection, name, space_id)
@@ -490,6 +500,11 @@ class PublishesWithoutWaiting(Publication):
         return t.phase is not Step.PUBLISH and super()._awaited(gateway, t, now)
 
 
+class DrainsAtOnce(Publication):
+    def _still(self, drain: Drain) -> frozenset[str]:
+        return frozenset()
+
+
 class BelievesAnyRouter(Holding):
     def receive(self, directive: Directive, sent_at: float) -> None:
         if directive.stamp[0] < self.stamp[0] and directive.table is not None:
@@ -512,6 +527,10 @@ class SecondFenceIsNotAcknowledged(World):
 
 class PublishIgnoresLeases(World):
     publication = PublishesWithoutWaiting
+
+
+class DropForgetsQueries(World):
+    publication = DrainsAtOnce
 
 
 class LeaseFromArrival(World):
@@ -546,6 +565,7 @@ FAULTS = [
     FenceIgnoresLeases,
     SecondFenceIsNotAcknowledged,
     PublishIgnoresLeases,
+    DropForgetsQueries,
     LeaseFromArrival,
     SuccessorDoesNotWait,
     ZombieRenewsForEver,

@@ -15,6 +15,8 @@ from compass.domain.publication import (
     Committed,
     Confirmed,
     Directive,
+    Drain,
+    Drained,
     Event,
     Fence,
     Finished,
@@ -88,8 +90,11 @@ class Play:
             self.poll(gateway)
             self.poll(gateway)
 
-    def begin(self, op: int = 1, scope: Scope = DEFAULT, removed: frozenset[str] = frozenset()) -> list[Instruction]:
-        return self.do(lambda now: Begin(op, scope, removed, now))
+    def begin(self, op: int = 1, scope: Scope = DEFAULT) -> list[Instruction]:
+        return self.do(lambda now: Begin(op, scope, now))
+
+    def drain(self, op: int, *spaces: str) -> list[Instruction]:
+        return self.do(lambda now: Drain(op, frozenset(spaces), now))
 
     def committed(self, op: int = 1, collection: str = "c") -> list[Instruction]:
         return self.do(lambda now: Committed(op, put("new", collection), now))
@@ -282,33 +287,61 @@ def test_no_gateway_means_no_waiting() -> None:
     assert play.committed() == [Finished(1)]
 
 
-def test_drop_waits_for_the_queries_on_the_space() -> None:
-    """It returns when no gateway has a query in flight on a removed space."""
+def dropped(*gateways: str) -> Play:
+    """A drop that all gateways know of, of a space that the first one still has a query on."""
     play = Play()
-    play.join("g")
-    play.begin(scope=Scope("c", frozenset({"old"})), removed=frozenset({"old-1"}))
-    play.poll("g")
+    play.join(*gateways)
+    play.begin(scope=Scope("c", frozenset({"old"})))
+    for gateway in gateways:
+        play.poll(gateway)
     play.committed()
-    assert play.poll("g", frozenset({"old-1"})) == []
+    for gateway in gateways[1:]:
+        play.poll(gateway)
+    assert play.poll(gateways[0], frozenset({"old-1"})) == [Finished(1)]
+    assert play.drain(2, "old-1") == []
+    return play
+
+
+def test_a_drain_waits_for_the_queries_on_the_space() -> None:
+    """It is over when no gateway has a query in flight on a removed space."""
+    play = dropped("g")
     for _ in range(6):  # longer than a lease: a gateway that goes on renewing is waited for
         play.pass_time(2.0)
         assert play.poll("g", frozenset({"old-1"})) == []
-    assert play.poll("g") == [Finished(1)]
+    assert play.poll("g") == [Drained(2)]
 
 
-def test_drop_does_not_wait_for_ever() -> None:
-    """After `drain_s` it returns, and says who is still at it."""
-    play = Play()
-    play.join("g")
-    play.begin(scope=Scope("c", frozenset({"old"})), removed=frozenset({"old-1"}))
-    play.poll("g")
-    play.committed()
+def test_a_drain_does_not_wait_for_ever() -> None:
+    """After `drain_s` it is over, and says who is still at it."""
+    play = dropped("g")
     done: list[Instruction] = []
     while not done:
         play.poll("g", frozenset({"old-1"}))
         done = play.pass_time(2.0)
-    assert done == [Finished(1, frozenset({"g"}))]
+    assert done == [Drained(2, frozenset({"g"}))]
     assert play.now == pytest.approx(DRAIN_S)
+
+
+def test_a_drain_does_not_wait_for_the_dead() -> None:
+    """A gateway whose lease has run out answers nobody; the clock is looked at when it does."""
+    play = dropped("g", "h")
+    due = play.core.next_tick(play.now)
+    while due < LEASE_S:
+        play.pass_time(due - play.now)
+        play.poll("h")
+        due = play.core.next_tick(play.now)
+    assert play.pass_time(due - play.now) == [Drained(2)]
+    assert play.now < DRAIN_S
+
+
+def test_a_change_does_not_wait_for_a_drain() -> None:
+    """A slow query on a dropped space does not keep the default where it is."""
+    play = dropped("g")
+    play.begin(3)
+    assert play.poll("g", frozenset({"old-1"})) == [RunCommit(3)]
+    play.committed(3)
+    assert play.poll("g", frozenset({"old-1"})) == [Finished(3)]
+    assert play.poll("g") == [Drained(2)]
 
 
 def test_successor_waits_for_the_leases_that_it_does_not_know() -> None:

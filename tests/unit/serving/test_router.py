@@ -284,6 +284,32 @@ async def test_a_drop_waits_for_the_queries_in_flight(world: World) -> None:
     assert routed.space.id not in world.cluster.indexes
 
 
+async def test_a_swap_does_not_wait_for_a_drop(world: World) -> None:
+    """The way back is open while a slow query keeps another space from its end."""
+    await world.create("one", new=NEW, third=NEW)
+    async with world.tables[1].route("docs", "third") as routed:
+        dropping = asyncio.create_task(world.router.drop_space("docs", "third"))
+        await until(lambda: "third" not in world.tables[1].table.route("docs").spaces)
+        assert (await world.router.swap("docs", SwapSpec("new")))["epoch"] == 2
+        assert not dropping.done()
+        assert routed.space.id in world.cluster.indexes
+    await dropping
+    assert routed.space.id not in world.cluster.indexes
+
+
+async def test_a_drop_goes_on_though_its_collection_is_deleted_meanwhile(world: World) -> None:
+    """What a drop has left to do is done by the delete; nothing of the collection is started again for it."""
+    uuid = await world.create("one", new=NEW)
+    async with world.tables[1].route("docs", "new"):
+        dropping = asyncio.create_task(world.router.drop_space("docs", "new"))
+        await until(lambda: "new" not in world.tables[1].table.route("docs").spaces)
+        await world.router.delete_collection("docs")
+        assert not dropping.done()
+    await dropping
+    assert (world.cluster.collections, world.cluster.indexes) == ({}, {})
+    assert not list((world.folder / "data").rglob(f"*{uuid}*/*"))
+
+
 async def test_a_drop_waits_only_so_long(world: World) -> None:
     """A query that does not end holds a drop up for the drain's time, not for ever; then the bytes are gone."""
     uuid = await world.create("one", new=NEW)
