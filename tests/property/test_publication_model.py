@@ -377,13 +377,15 @@ class World(RuleBasedStateMachine):
         self.begin(asked, change, Scope(collection, default=True), frozenset())
         self.look()
 
-    @rule(collection=collection_names, router=mostly_newest)
-    def drop(self, collection: str, router: int) -> None:
-        """Someone drops a space that is not the default; another one takes its name."""
+    @rule(collection=collection_names, router=mostly_newest, asked_at=st.none() | gateway_numbers)
+    def drop(self, collection: str, router: int, asked_at: int | None) -> None:
+        """Someone drops a space that is not the default, perhaps in the middle of a query; another takes its name."""
         asked = self.some_router(router)
         route = asked.core.table.route(collection)
         name = next(name for name in NAMES if name != route.default)
         old = route.space(name).id
+        if asked_at is not None:
+            self.begin_query(asked_at, collection, name)
         change = RestartSpace(old, space(collection, name, self.number()))
         self.begin(asked, change, Scope(collection, frozenset({name})), frozenset({old}))
         self.look()
