@@ -257,18 +257,15 @@ async def test_swap_under_load_shows_no_old_answer_after_a_new_one(clock: Manual
         assert newest == 21
 
 
-async def test_drop_returns_when_the_last_query_on_the_space_has(clock: ManualClock) -> None:
+async def test_a_drain_ends_with_the_last_query_on_the_space(clock: ManualClock) -> None:
     """The publisher waits for a query in flight at a gateway, and no longer."""
     publisher = Publisher(1, LEASE_S, clock, True, RoutingTable(collections={"c": route()}))
     held = RouteTable("g", lambda ack: publisher.poll("g", ack), clock, LEASE_S)
     async with running(held):
         await until(lambda: held.ready)
         async with held.route("c", "new"):
-            drop = asyncio.ensure_future(
-                publisher.transition(
-                    Scope("c", frozenset({"new"})), commit(route("old", "old")), frozenset({"new-1"})
-                )
-            )
+            await publisher.transition(Scope("c", frozenset({"new"})), commit(route("old", "old")))
+            drop = asyncio.ensure_future(publisher.drained(frozenset({"new-1"})))
             await until(lambda: "new" not in held.table.route("c").spaces)
             await asyncio.sleep(0.02)
             assert not drop.done()
