@@ -401,7 +401,6 @@ class Publication:
         t.phase, t.fence = Phase.PUBLISH, None
         self._update(update)
         self._require_acks(t, now)
-        t.deadline = float("inf")
 
     def _abandon(self, t: _Transition) -> None:
         if t.fence:

@@ -82,9 +82,11 @@ class Changes:
         await self.tell(route.uuid, [space for space in spaces if space != route.spaces.get(space.name)])
         return committed[0]
 
-    async def drained(self, *spaces: Space) -> None:
-        """Wait, within bounds, for the queries in flight on spaces that a transition has taken away."""
+    async def retire(self, *spaces: Space) -> None:
+        """End the indexes of spaces that are gone from the table, when the queries in flight on them are through."""
         await self._publisher.drained(frozenset(space.id for space in spaces))
+        for space in spaces:
+            await self._cluster.stop_index(space.id)
 
     async def record(self, route: CollectionRoute, change: Change, note: Note | None = None) -> CollectionState:
         """A change that no query can notice: committed and published without holding anything."""

@@ -184,8 +184,7 @@ class RebuildOrders:
         fresh = new_space(target.name, target.config, "building", False)
         change = RestartSpace(target.id, fresh)
         await self._changes.transition(route, change, {target.name}, note)
-        await self._changes.drained(target)
-        await self._cluster.stop_index(target.id)
+        await self._changes.retire(target)
         await self._cluster.collection(route.uuid).sweep()
         return fresh
 

@@ -118,9 +118,7 @@ class RouterService:
 
             await self._publisher.transition(scope(collection, set(route.spaces), True), commit)
             try:
-                await self._changes.drained(*route.spaces.values())
-                for space in route.spaces.values():
-                    await self._cluster.stop_index(space.id)
+                await self._changes.retire(*route.spaces.values())
                 await self._cluster.stop_collection(route.uuid)
                 await asyncio.to_thread(self._root.delete, collection)
             except BaseException:
@@ -345,8 +343,7 @@ class RouterService:
 
     async def _remove(self, route: CollectionRoute, space: Space) -> None:
         """Wait for the queries that are on a dropped space and end it; the way back must not wait for that."""
-        await self._changes.drained(space)
-        await self._cluster.stop_index(space.id)
+        await self._changes.retire(space)
         async with await self._changes.lock(route.name):
             if route.uuid in {r.uuid for r in self._publisher.table.collections.values()}:  # else all of it is gone
                 await self._cluster.collection(route.uuid).sweep()
