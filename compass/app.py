@@ -20,32 +20,32 @@ from ray.actor import ActorClass
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from compass.adapters.checked_embedder import CheckedEmbedder
-from compass.adapters.clock import boot_clock
-from compass.adapters.embedders import open_embedder
-from compass.adapters.memory import open_room
-from compass.domain.embedding import Embedder
-from compass.domain.routing import RoutingTable
+from compass.clock import boot_clock
+from compass.cluster.directory import RayCluster
+from compass.control.publisher import Publisher
+from compass.control.router import RouterService
+from compass.domain.embedding.contract import Embedder
+from compass.domain.routing.table import RoutingTable
 from compass.domain.space import BuiltBy, Space
+from compass.embedding.open import open_embedder
+from compass.embedding.verified import CheckedEmbedder
 from compass.errors import BudgetSpentError, CompassError, UnavailableError
+from compass.gateway.batching import BatchedIndex
+from compass.gateway.gateway import Gateway
+from compass.gateway.routing import RouteTable
+from compass.http.app import build_app
+from compass.http.listener import Door
+from compass.http.metrics import PrometheusMetrics, fresh_folder
+from compass.index.free_memory import open_room
+from compass.index.service import SpaceIndex
+from compass.rebuild.estimator import Estimator
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
-from compass.serving.batching import BatchedIndex
-from compass.serving.cluster import RayCluster
-from compass.serving.collection import CollectionService
-from compass.serving.door import Door
-from compass.serving.gateway import Gateway
-from compass.serving.http.app import build_app
-from compass.serving.metrics import PrometheusMetrics, fresh_folder
-from compass.serving.pilot import Pilot
-from compass.serving.publisher import Publisher
-from compass.serving.route_table import RouteTable
-from compass.serving.router import RouterService
-from compass.serving.space_index import SpaceIndex
 from compass.settings import Settings
-from compass.storage import incarnation
+from compass.storage.log import router_epoch as incarnation
 from compass.storage.objects import open_objects
 from compass.storage.root import Root, hold
+from compass.storage.service import CollectionService
 
 if TYPE_CHECKING:
     from ray import serve
@@ -166,7 +166,7 @@ class _Tell:
         self._actor = actor
 
     def __call__(self, attempt: str, stage: str, endpoints: tuple[dict[str, Any], ...]) -> None:
-        self._actor.hear.remote(attempt, stage, endpoints)
+        self._actor.report.remote(attempt, stage, endpoints)
 
 
 class _ActorMeter:
@@ -226,7 +226,7 @@ class RebuildProcess(RebuildRun):
         )
 
 
-class PilotProcess(Pilot):
+class EstimatorProcess(Estimator):
     """The actor of one dry run of a rebuild; it ends with it."""
 
     def __init__(self, settings: dict[str, Any], uuid: str, space_id: str) -> None:
@@ -245,7 +245,7 @@ ACTORS: dict[str, ActorClass[Any]] = {
     "collection": ray.remote(CollectionProcess),
     "index": ray.remote(IndexProcess),
     "rebuild": ray.remote(runtime_env={"py_executable": NICED})(RebuildProcess),
-    "pilot": ray.remote(runtime_env={"py_executable": NICED})(PilotProcess),
+    "estimator": ray.remote(runtime_env={"py_executable": NICED})(EstimatorProcess),
 }
 
 

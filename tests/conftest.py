@@ -18,7 +18,7 @@ import psutil
 import pytest
 from processes import workers_below
 
-from compass.embed_server import served
+from compass.testing.embed_server import served
 
 # A key of an embedding endpoint, known to every service that a test starts.
 os.environ["COMPASS_EMBED_KEY_TEST"] = "endpoint-key-" + os.urandom(8).hex()

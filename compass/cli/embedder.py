@@ -21,7 +21,7 @@ def command(model: str, host: str, port: int, device: str | None, dtype: str, ma
     """
     from starlette.applications import Starlette
 
-    from compass.adapters import http_server
+    from compass.embedder import http_server
     from compass.embedder.backend import open_server
     from compass.embedder.config import EmbedderConfig, api_key
 

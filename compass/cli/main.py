@@ -69,7 +69,7 @@ def stop(**given: Any) -> None:
 @click.option("--max-batch", type=click.IntRange(1, 65_536), default=32, show_default=True)
 def embed_server(model: str, dims: int, host: str, port: int, max_batch: int) -> None:
     """Serve the built-in model by the text-embeddings-inference contract, for tests and demos."""
-    from compass.embed_server import run
+    from compass.testing.embed_server import run
 
     click.echo(f"{model} ({dims} dims) on http://{host}:{port}/embed")
     with _plain_errors():

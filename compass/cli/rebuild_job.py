@@ -28,7 +28,7 @@ Show = Callable[[Mapping[str, Any]], None]
 
 
 class Client(Protocol):
-    """What is asked of `compass.client.Client`."""
+    """What is asked of `compass.client.handle.Client`."""
 
     def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
         """Start or resume a rebuild."""
@@ -69,7 +69,7 @@ class Client(Protocol):
 @click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
 def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
-    from compass.client import connect
+    from compass.client.handle import connect
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, told apart from a failure
     try:

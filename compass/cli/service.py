@@ -89,7 +89,7 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
         say("stopping: finishing requests, saving …")
         family = set(psutil.Process().children(recursive=True)) - strangers
         _stop(ray, serve, APP, say)
-        _see_off(family)
+        _drain_connections(family)
         held.release()
         say("stopped")
 
@@ -174,7 +174,7 @@ def _within(seconds: float, work: Callable[[], None]) -> bool:
     return not thread.is_alive() and not errors
 
 
-def _see_off(family: set[psutil.Process]) -> None:
+def _drain_connections(family: set[psutil.Process]) -> None:
     """Return when these processes are gone; what Ray has left behind is killed."""
     for process in psutil.wait_procs(family, timeout=KILL_S)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from compass.domain.space import BuiltBy, Space, Status
+from compass.domain.space import BuiltBy, Space, SpaceConfig, Status
 from compass.errors import (
     DefaultSpaceError,
     EpochMismatchError,
@@ -197,3 +197,13 @@ def _drop(state: CollectionState, space_id: str) -> CollectionState:
     spaces = {k: v for k, v in state.spaces.items() if k != space_id}
     ceased = {k: v for k, v in state.defaults_until.items() if k != space_id}
     return replace(state, spaces=spaces, tombstones=(*state.tombstones, space_id), defaults_until=ceased)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSpec:
+    """A collection to create; checked already."""
+
+    name: str
+    spaces: dict[str, SpaceConfig]
+    default: str
+    config: dict[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from ray import serve
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from compass.domain.embedding import Reply
+from compass.domain.embedding.contract import Reply
 from compass.embedder.backend import open_server
 from compass.embedder.config import EmbedderConfig, api_key
 from compass.errors import InvalidRequestError

@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
-from compass.adapters.tei_server import (
+from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.contract import CONTROL_TEXT
+from compass.domain.space import prepare_vectors
+from compass.embedder.batching import Pool, Treatment
+from compass.embedder.config import EmbedderConfig
+from compass.embedder.model import SentenceModel, Side
+from compass.embedder.tei import (
     Computed,
     EmbedRequest,
     Input,
@@ -19,12 +25,6 @@ from compass.adapters.tei_server import (
     invalid,
     too_long,
 )
-from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding import CONTROL_TEXT
-from compass.domain.space import prepare_vectors
-from compass.embedder.batching import Pool, Treatment
-from compass.embedder.config import EmbedderConfig
-from compass.embedder.model import SentenceModel, Side
 from compass.errors import InvalidRequestError
 
 CPU_BATCH = 16  # texts: a CPU is no quicker with more, and a query behind a batch waits for all of it

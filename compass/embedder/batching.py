@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compass.adapters.tei_server import RefusalError
 from compass.domain.chunk import FloatMatrix
 from compass.embedder.model import Side
+from compass.embedder.tei import RefusalError
 
 log = logging.getLogger(__name__)
 

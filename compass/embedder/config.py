@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compass.adapters.tei_server import Limits
+from compass.embedder.tei import Limits
 
 KEY_VARIABLE = "COMPASS_EMBEDDER_API_KEY"  # of the environment, never in a configuration
 

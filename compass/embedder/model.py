@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from compass.adapters.tei_server import ModelInfo
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding import CONTROL_TEXT
+from compass.domain.embedding.contract import CONTROL_TEXT
+from compass.embedder.tei import ModelInfo
 from compass.errors import UnavailableError
 
 if TYPE_CHECKING:

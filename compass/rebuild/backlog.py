@@ -16,18 +16,18 @@ class Backlog:
 
     def __init__(
         self,
-        absorb: Callable[[list[str]], Awaitable[None]],
-        absorbed: Callable[[int], None],
+        load_files: Callable[[list[str]], Awaitable[None]],
+        loaded: Callable[[int], None],
         waiting: Sequence[Filled] = (),
     ) -> None:
         """Begin with what waits already.
 
         Args:
-            absorb: Takes keys of files.
-            absorbed: Hears how many chunks became findable.
+            load_files: Takes keys of files.
+            loaded: Hears how many chunks became findable.
             waiting: Files of an earlier run; `put` and `drain` hand them over with the others.
         """
-        self._absorb, self._absorbed = absorb, absorbed
+        self._load_files, self._loaded = load_files, loaded
         self._waiting = list(waiting)
         self._task: asyncio.Task[None] | None = None
 
@@ -63,5 +63,5 @@ class Backlog:
             await self._task
 
     async def _take(self, files: list[Filled]) -> None:
-        await self._absorb([f.key for f in files if f.key is not None])
-        self._absorbed(sum(f.count for f in files))
+        await self._load_files([f.key for f in files if f.key is not None])
+        self._loaded(sum(f.count for f in files))

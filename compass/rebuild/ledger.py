@@ -7,9 +7,9 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from compass.domain.spending import Account, Price
+from compass.domain.rebuild.budget import Account, Price
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.errors import BudgetSpentError
-from compass.rebuild.job import RebuildJob
 
 SETTLED_S = 120.0  # after so long without a word, a request under way is taken for lost with its process
 STOP_S = 0.5  # what an end takes: by the hour it is paid for too
@@ -30,7 +30,7 @@ class Ledger:
         self._paid_until_s: float | None = None
         self._ending = False  # the time that is left is for what is under way
 
-    def told(self) -> dict[str, Any] | None:
+    def stats(self) -> dict[str, Any] | None:
         """What is stored and shown of the account; None where the order names no price."""
         return None if self._price == Price() else self.account.to_json()
 

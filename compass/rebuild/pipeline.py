@@ -18,8 +18,8 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from typing import Any, TypeVar
 
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.errors import CompassError, UnavailableError
-from compass.rebuild.job import RebuildJob
 from compass.rebuild.plan import Descriptor
 from compass.rebuild.stage import EmbedStage, Filled, OpenStage
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compass.domain.chunk import IntVector, has_text
-from compass.rebuild.job import EVERY_VID
+from compass.domain.rebuild.run_record import EVERY_VID
 from compass.storage.objects import Objects
-from compass.storage.parts import PartRef, Snapshot, read_part
+from compass.storage.snapshot.parts import PartRef, Snapshot, read_part
 
 MOST_ROWS = 2_048
 LEAST_ROWS = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from compass.storage.parts import Snapshot
+from compass.storage.snapshot.parts import Snapshot
 
 
 class Collection(Protocol):
@@ -21,7 +21,7 @@ class Collection(Protocol):
 class SpaceIndex(Protocol):
     """The index of the space that is rebuilt; it follows the log by itself."""
 
-    async def absorb(self, keys: list[str]) -> None:
+    async def load_files(self, keys: list[str]) -> None:
         """Take these vector files in; returns when they can be found. What it holds already costs nothing."""
 
     async def follow(self, seq: int, wait_s: float) -> int:
@@ -33,7 +33,7 @@ class SpaceIndex(Protocol):
     async def info(self) -> dict[str, Any]:
         """{vectors, lag, quarantined, error, …}."""
 
-    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
+    async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
         """Return if none of these endpoints turns out to be another model than the one that built the space.
 
         Raises:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from compass.adapters.clock import Clock, boot_clock
-from compass.domain.progress import Progress, status_of_run
+from compass.clock import Clock, boot_clock
+from compass.domain.rebuild.progress import Progress, status_of_run
+from compass.domain.rebuild.run_record import EVERY_VID, RebuildJob, RunRecord, RunState, check_quarantine
 from compass.errors import (
     CompassError,
     EndpointUnavailableError,
@@ -28,16 +29,15 @@ from compass.errors import (
     UnavailableError,
 )
 from compass.rebuild.backlog import Backlog
-from compass.rebuild.fleet import Fleet
-from compass.rebuild.job import EVERY_VID, RebuildJob, RunRecord, RunState, check_quarantine
+from compass.rebuild.endpoint_stats import Fleet
 from compass.rebuild.ledger import Ledger
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import Plan, read_plan
 from compass.rebuild.ports import Collection, Router, SpaceIndex
 from compass.rebuild.stage import Filled, OpenStage, StaleRunError, check_accepted
 from compass.storage.objects import Objects
-from compass.storage.parts import MissingObjectError
-from compass.storage.vectors import SpaceVectors
+from compass.storage.snapshot.parts import MissingObjectError
+from compass.storage.spaces.vectors import SpaceVectors
 
 REPORT_S = 1.0  # how often the stored progress moves
 STALL_S = 60.0  # nothing lands for so long: somebody should look
@@ -149,10 +149,10 @@ class RebuildRun:
         async with self._writing:  # the record is that of whoever resumes
             self._closed = True
 
-    async def hear(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
+    async def report(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
         """Take a stage's word on how its endpoints do, also while nothing lands."""
         if self._record is not None and self._record.attempt == attempt:
-            self._fleet.hear(stage, endpoints)
+            self._fleet.report(stage, endpoints)
 
     async def reserve(self, attempt: str, tokens: int) -> int:
         """Hold what a stage's next request may cost: the tokens that are held; 0 where it must not be sent."""
@@ -193,7 +193,7 @@ class RebuildRun:
         self._moved_at_s, self._landed, self._through = self._clock(), False, False
         attempt = uuid.uuid4().hex
         record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
-        await self._accept(replace(record, spending=self._ledger.told()))
+        await self._accept(replace(record, spending=self._ledger.stats()))
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -212,7 +212,7 @@ class RebuildRun:
         except StaleRunError as error:
             log.info("the rebuild of space %s stops here: %s", self._space_id, error.detail)
         except FingerprintMismatchError as error:
-            await self._fail(error.detail, tainted=self._landed)
+            await self._fail(error.detail, mixed_models=self._landed)
         except CompassError as error:
             await self._fail(error.detail)
         except Exception as error:
@@ -226,12 +226,12 @@ class RebuildRun:
     async def _watch_model(self) -> None:
         while True:
             await asyncio.sleep(CANARY_S)
-            await self._vouch()
+            await self._ensure_same_model()
 
-    async def _vouch(self) -> None:
+    async def _ensure_same_model(self) -> None:
         """Have stored texts embedded again; raises when the endpoints do it otherwise now."""
         assert self._record is not None
-        await self._index.vouch(self._record.job.endpoints, self._record.job.api_key_env)
+        await self._index.ensure_same_model(self._record.job.endpoints, self._record.job.api_key_env)
 
     async def _work(self) -> None:
         await self._index.run_changed()
@@ -268,7 +268,7 @@ class RebuildRun:
         """Stream the plan through the stages into the index, which builds while later files land."""
         assert self._record is not None
         earlier = await asyncio.to_thread(self._vectors.files) if plan.had else []
-        backlog = Backlog(self._index.absorb, self._absorbed, [Filled(key, 0) for key in earlier])
+        backlog = Backlog(self._index.load_files, self._loaded, [Filled(key, 0) for key in earlier])
         try:
             job, attempt, stopped = self._record.job, self._record.attempt, False
             spread = {"actors": self._actors, "local_rows": self._local_rows}
@@ -295,7 +295,7 @@ class RebuildRun:
             lag = await self._index.follow(seq, FOLLOW_S)
             await self._count()
             if not lag:
-                await self._vouch()
+                await self._ensure_same_model()
                 check_quarantine(self._progress.failed, self._record.job.max_failed)
                 if await self._activated():
                     return
@@ -329,14 +329,14 @@ class RebuildRun:
 
     # ---- the record
 
-    def _absorbed(self, count: int) -> None:
+    def _loaded(self, count: int) -> None:
         self._moved()
         embedded = self._progress.embedded + count
         self._progress = self._progress.observe(self._clock(), embedded=embedded)
 
     def _refused(self, filled: Filled) -> None:
         """Take note of what a stage has done beside vectors."""
-        self._fleet.hear(filled.stage, filled.endpoints)
+        self._fleet.report(filled.stage, filled.endpoints)
         self._progress = replace(self._progress, failed=self._progress.failed + filled.refused)
 
     def _moved(self) -> None:
@@ -360,7 +360,7 @@ class RebuildRun:
             fleet=self._fleet.endpoints(),
             stalled_s=stalled_s,
             waiting=self._fleet.waiting(),
-            spending=self._ledger.told() if self._ledger is not None else None,
+            spending=self._ledger.stats() if self._ledger is not None else None,
         )
 
     async def _accept(self, record: RunRecord) -> None:
@@ -382,24 +382,24 @@ class RebuildRun:
             self._record = replace(self._now(), **changes)
             await asyncio.to_thread(self._vectors.write_run, self._record.to_json())
 
-    async def _end(self, state: RunState, error: str | None = None, *, tainted: bool = False) -> None:
+    async def _end(self, state: RunState, error: str | None = None, *, mixed_models: bool = False) -> None:
         if self._ledger is not None:
             self._ledger.close(self._clock())
         eta_s = 0.0 if state == "done" else None
-        ended = {"state": state, "error": error, "ended_at": time.time(), "tainted": tainted}
+        ended = {"state": state, "error": error, "ended_at": time.time(), "mixed_models": mixed_models}
         await self._save(**ended, docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None)
 
     async def _stored(self) -> RunRecord | None:
         data = await asyncio.to_thread(self._vectors.read_run)
         return RunRecord.from_json(data) if data else None
 
-    async def _fail(self, reason: str, *, tainted: bool = False) -> None:
+    async def _fail(self, reason: str, *, mixed_models: bool = False) -> None:
         log.warning("the rebuild of space %s failed: %s", self._space_id, reason)
         with contextlib.suppress(StaleRunError):
             await self._save()  # nobody else's run is made to fail
             with contextlib.suppress(UnavailableError):  # the record below says it too
                 await self._router.fail(self._name, self._space_id, reason)
-            await self._end("failed", reason, tainted=tainted)
+            await self._end("failed", reason, mixed_models=mixed_models)
 
     async def _tell_index(self) -> None:
         """The follower takes over what an ended run left; it also finds out by itself."""

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from compass.adapters.embedders import embed_each, open_embedder
 from compass.domain.chunk import FloatMatrix, IntVector
-from compass.domain.embedding import Embedder
+from compass.domain.embedding.contract import Embedder
+from compass.domain.rebuild.budget import Meter
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.domain.space import SpaceConfig
-from compass.domain.spending import Meter
 from compass.domain.template import BUILTIN_FIELDS
+from compass.embedding.open import embed_each, open_embedder
 from compass.errors import ConflictError
-from compass.rebuild.job import RebuildJob
 from compass.rebuild.plan import Descriptor
 from compass.storage.objects import Objects, open_objects
-from compass.storage.parts import PartRef, read_part
-from compass.storage.vectors import SpaceVectors
+from compass.storage.snapshot.parts import PartRef, read_part
+from compass.storage.spaces.vectors import SpaceVectors
 
 CHECK_S = 1.0  # how often a stage looks whether its run goes on: a cancelled one leaves the endpoint alone
 TEXT_COLUMNS = ["vid", "text"]

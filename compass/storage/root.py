@@ -17,12 +17,12 @@ from compass.domain.collection import CollectionState
 from compass.domain.history import Event, Note
 from compass.domain.space import Space
 from compass.errors import CollectionExistsError, NotFoundError, TakenOverError, UnavailableError
-from compass.storage.collection_store import CollectionStore
 from compass.storage.locks import FileLock
-from compass.storage.log import Log, Record, new_nonce
+from compass.storage.log.log import Log, Record, new_nonce
+from compass.storage.log.writer import CollectionStore
 from compass.storage.objects import LocalObjects, Objects
-from compass.storage.vectors import SpaceVectors
-from compass.storage.view import View
+from compass.storage.spaces.vectors import SpaceVectors
+from compass.storage.view.view import View
 
 _log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from harness import write
 
-from compass.adapters.fleet import FleetEmbedder
 from compass.demo.local import free_port
 from compass.domain.space import SpaceConfig
 from compass.embedder.model import SentenceModel
+from compass.embedding.fleet.fleet import FleetEmbedder
 
 SENTENCE = "a river of words flows under the bridge where seven models swap light for the index of every query"
 TABLE_DIMS = 256

@@ -35,15 +35,15 @@ from usage import Usage
 from compass.demo.corpus import read_corpus
 from compass.demo.local import free_port
 from compass.domain.chunk import ChunkInput
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.domain.space import Space, SpaceConfig
-from compass.rebuild.job import RebuildJob
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import read_plan
 from compass.rebuild.stage import StageOpener
 from compass.storage.objects import open_objects
-from compass.storage.parts import Snapshot, read_part
 from compass.storage.root import Root
-from compass.storage.vectors import SpaceVectors
+from compass.storage.snapshot.parts import Snapshot, read_part
+from compass.storage.spaces.vectors import SpaceVectors
 
 TEXT_CHARS = 300
 BARE_S = 8.0  # about how long the bare loop of saturation runs

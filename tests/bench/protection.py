@@ -43,7 +43,7 @@ class Latencies:
     seconds: list[float] = field(default_factory=list)
     errors: int = 0
 
-    def told(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """{queries, errors, p50_ms, p99_ms, max_ms}."""
         ms = 1e3 * np.array(self.seconds or [float("nan")])
         p50, p99 = np.percentile(ms, (50, 99))
@@ -111,7 +111,7 @@ async def _of_kind(
             await rebuild
             took_s.append(time.perf_counter() - started)
             await _rest(queries)
-    quiet, busy = before.told(), during.told()
+    quiet, busy = before.stats(), during.stats()
     ratios = {f"{p}_ratio": round(busy[f"{p}_ms"] / quiet[f"{p}_ms"], 2) for p in ("p50", "p99")}
     return {"queries": kind, "before": quiet, "during": busy, **ratios, "rebuild_s": [round(s, 1) for s in took_s]}
 
@@ -159,7 +159,7 @@ async def _rest(queries: Callable[..., Any]) -> None:
     for _ in range(LOOKS):
         look, end = Latencies(), time.perf_counter() + QUIET_S
         await queries(look, lambda end=end: time.perf_counter() > end)
-        now = look.told()["p50_ms"]
+        now = look.stats()["p50_ms"]
         if now > best * 0.9:
             return
         best = min(best, now)

@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import pytest
 
-from compass.adapters.builtin_model import HashingModel
-from compass.embed_server import served
-from compass.serving.space_index import SAMPLES
+from compass.embedding.builtin import HashingModel
+from compass.index.service import SAMPLES
 from compass.storage.objects import open_objects
-from compass.storage.parts import MissingObjectError
 from compass.storage.root import Root
+from compass.storage.snapshot.parts import MissingObjectError
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

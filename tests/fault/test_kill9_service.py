@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from compass.embed_server import served
-from compass.serving.space_index import SAMPLES
+from compass.index.service import SAMPLES
 from compass.storage.objects import open_objects
-from compass.storage.parts import MissingObjectError
 from compass.storage.root import Root
+from compass.storage.snapshot.parts import MissingObjectError
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

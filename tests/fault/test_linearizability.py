@@ -19,14 +19,14 @@ import httpx
 import psutil
 import pytest
 
-from compass.adapters.clock import boot_clock
-from compass.domain.lease import Scope
-from compass.domain.publication import Update
-from compass.domain.routing import CollectionRoute, RoutingTable
+from compass.clock import boot_clock
+from compass.control.publisher import Publisher
+from compass.domain.routing.lease import Scope
+from compass.domain.routing.publication import Update
+from compass.domain.routing.table import CollectionRoute, RoutingTable
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import UnavailableError
-from compass.serving.publisher import Publisher
-from compass.serving.route_table import RouteTable
+from compass.gateway.routing import RouteTable
 
 # ---- the judge
 

@@ -19,7 +19,7 @@ from compass.domain.chunk import FloatVector
 from compass.domain.space import Space, SpaceConfig
 from compass.storage.objects import LocalObjects
 from compass.storage.root import Root
-from compass.storage.vectors import SpaceVectors
+from compass.storage.spaces.vectors import SpaceVectors
 
 DIMS = 8
 

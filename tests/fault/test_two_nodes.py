@@ -118,7 +118,7 @@ def _node_dies(cluster: TwoNodes, load: Any, wait_until: Any, watched_s: float) 
 @pytest.mark.timeout(200)
 def test_what_lived_on_a_dead_node_comes_back_on_the_other(two_nodes: Any, traffic: Any, wait_until: Any) -> None:
     """The node with the router, the writer, the indexes and a gateway dies under load: all is well in 10 s."""
-    cluster = two_nodes(reap=True)
+    cluster = two_nodes(stop=True)
     _node_dies(cluster, traffic(cluster.url), wait_until, RECOVERY_S)
 
 
@@ -130,5 +130,5 @@ def test_processes_that_outlive_their_node_do_no_harm(two_nodes: Any, traffic: A
     It is watched until the old router, which no gateway asks any more, would end the service.
     """
     idle_exit_s = 10
-    cluster = two_nodes(reap=False, idle_exit_s=idle_exit_s)
+    cluster = two_nodes(stop=False, idle_exit_s=idle_exit_s)
     _node_dies(cluster, traffic(cluster.url), wait_until, RECOVERY_S + 2 * idle_exit_s)

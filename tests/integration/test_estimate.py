@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from compass.embed_server import served
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 
@@ -57,7 +57,7 @@ def test_a_dry_run_tells_the_speed_and_changes_nothing(
         assert answer.status_code == 200, answer.text
         report = answer.json()
         assert durable(service, http, base) == before
-        wait_until(lambda: not service.actor_processes("PilotProcess"), 10, "the end of the pilot's process")
+        wait_until(lambda: not service.actor_processes("EstimatorProcess"), 10, "the end of the pilot's process")
         assert not service.actor_processes("RebuildProcess")
 
     assert 100 <= report["docs_per_s"]["estimate"] <= 225

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from compass.adapters.builtin_model import HashingModel
-from compass.embed_server import served
+from compass.embedding.builtin import HashingModel
+from compass.testing.embed_server import served
 
 DIMS = 64
 CHUNKS = 600

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from compass.embed_server import served
-from compass.serving.space_index import SAMPLES
+from compass.index.service import SAMPLES
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from compass.embed_server import served
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from starlette.responses import JSONResponse
 
-from compass.adapters.builtin_model import HashingModel
 from compass.demo.corpus import read_corpus
-from compass.embed_server import served
+from compass.embedding.builtin import HashingModel
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from processes import command_of
 
-from compass.embed_server import served
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

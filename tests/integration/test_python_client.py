@@ -89,7 +89,7 @@ def test_a_rebuild_runs_as_a_ray_job(
 
 def test_a_rebuild_job_that_fails_says_why_and_exits_non_zero(service: Any, http: httpx.Client, name: str) -> None:
     """An endpoint with other dims than the space fails the job."""
-    from compass.embed_server import served
+    from compass.testing.embed_server import served
 
     http.post("/collections", json={"name": name})
     http.post(f"/collections/{name}/ingest", json={"chunks": [{"file_id": "f", "chunk_index": 0, "text": "x y z"}]})

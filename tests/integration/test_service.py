@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from compass.embed_server import served
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

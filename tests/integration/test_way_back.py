@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from compass.adapters.builtin_model import HashingModel
+from compass.embedding.builtin import HashingModel
 
 pytestmark = pytest.mark.ray
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from compass.domain.embedding import CONTROL_TEXT
-from compass.embed_server import served
+from compass.domain.embedding.contract import CONTROL_TEXT
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

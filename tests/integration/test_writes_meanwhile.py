@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from starlette.responses import Response
 
-from compass.adapters.builtin_model import HashingModel
-from compass.embed_server import served
-from compass.serving.space_index import SAMPLES
+from compass.embedding.builtin import HashingModel
+from compass.index.service import SAMPLES
+from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray
 

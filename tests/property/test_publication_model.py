@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from compass.domain.collection import Change, CollectionState, RestartSpace, SwapDefault, apply
-from compass.domain.lease import Ack, Directive, Holding, Routed, Scope
-from compass.domain.publication import (
+from compass.domain.routing.lease import Ack, Directive, Holding, Routed, Scope
+from compass.domain.routing.publication import (
     Answer,
     Begin,
     CommitFailed,
@@ -35,8 +35,8 @@ from compass.domain.publication import (
     Superseded,
     Tick,
 )
-from compass.domain.publication import Phase as Step
-from compass.domain.routing import CollectionRoute, RoutingTable
+from compass.domain.routing.publication import Phase as Step
+from compass.domain.routing.table import CollectionRoute, RoutingTable
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import CompassError
 
@@ -305,10 +305,10 @@ class World(RuleBasedStateMachine):
     @rule(gateway=gateway_numbers, router=mostly_newest)
     def exchange(self, gateway: int, router: int) -> None:
         """A healthy gateway hears what there is to hear, and says so to the router that it can reach."""
-        self.hear(gateway)
+        self.report(gateway)
         self.send_poll(gateway, self.some_router(router))
         self.poll_arrives(self.polls.pop())
-        self.hear(gateway)
+        self.report(gateway)
 
     @rule(reached=st.sampled_from([(0,), (1,), (0, 1)]))
     def carry_on(self, reached: tuple[int, ...]) -> None:
@@ -320,7 +320,7 @@ class World(RuleBasedStateMachine):
         for gateway in reached:
             self.exchange(gateway, 0)
 
-    def hear(self, gateway: int) -> None:
+    def report(self, gateway: int) -> None:
         """All answers to a gateway arrive, in the order of their sending."""
         arriving = [a for a in self.answers if a.poll.gateway == gateway]
         self.answers = [a for a in self.answers if a.poll.gateway != gateway]

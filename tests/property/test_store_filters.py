@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from compass.domain.chunk import ChunkInput
 from compass.domain.filters import BUILTIN_FIELDS, Equals, Filter
 from compass.domain.space import Space, SpaceConfig
-from compass.storage.collection_store import CollectionStore
+from compass.storage.log.writer import CollectionStore
 from compass.storage.objects import LocalObjects
 from compass.storage.root import Root
 

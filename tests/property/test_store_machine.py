@@ -18,10 +18,10 @@ from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.domain.filters import Equals, Filter
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import DefaultSpaceError
-from compass.storage.collection_store import CollectionStore
+from compass.storage.log.writer import CollectionStore
 from compass.storage.objects import LocalObjects
-from compass.storage.parts import read_part
 from compass.storage.root import Root
+from compass.storage.snapshot.parts import read_part
 
 DIMS = 3
 KEYS = st.tuples(st.sampled_from("fg"), st.integers(0, 4))

@@ -21,14 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import DIMS, NEW, OLD, World, hurried
 
-from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput, IntVector
 from compass.domain.filters import parse_filter
-from compass.domain.search import Query
+from compass.domain.routing.swap import SwapSpec
+from compass.domain.search.query import Query
 from compass.domain.space import SpaceConfig
+from compass.embedding.builtin import HashingModel
 from compass.errors import NotFoundError, SpaceLagsError
-from compass.serving.ports import SwapSpec
-from compass.serving.space_index import SpaceIndex
+from compass.index.service import SpaceIndex
 
 WORDS = ["ash", "beech", "cedar", "elm", "fir", "holly", "larch", "maple", "oak", "pine", "rowan", "yew"]
 QUERIES = [*WORDS, "ash oak", "pine fir larch", "yew maple"]

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 from waiting import until
 
-from compass.adapters.builtin_model import HashingModel
-from compass.adapters.clock import boot_clock
+from compass.clock import boot_clock
+from compass.control.publisher import Publisher
+from compass.control.router import RouterService
 from compass.domain.chunk import ChunkInput
-from compass.domain.embedding import ServerInfo
+from compass.domain.collection import CollectionSpec
+from compass.domain.embedding.contract import ServerInfo
 from compass.domain.memory import UNLIMITED
-from compass.domain.search import Query
+from compass.domain.search.query import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.embedding.builtin import HashingModel
 from compass.errors import EndpointUnavailableError
-from compass.serving.collection import CollectionService
-from compass.serving.ports import CollectionSpec
-from compass.serving.publisher import Publisher
-from compass.serving.route_table import RouteTable
-from compass.serving.router import RouterService
-from compass.serving.space_index import SpaceIndex
-from compass.storage import incarnation
+from compass.gateway.routing import RouteTable
+from compass.index.service import SpaceIndex
+from compass.storage.log import router_epoch as incarnation
 from compass.storage.objects import LocalObjects
 from compass.storage.root import Root
+from compass.storage.service import CollectionService
 
 LEASE_S = 4.0
 DIMS = 16
@@ -100,9 +100,9 @@ class FakeCluster:
         self.indexes: dict[str, SpaceIndex] = {}
         self.rebuilds: dict[str, FakeRebuild] = {}
         self.ended_rebuilds: list[str] = []
-        self.piloted: list[dict[str, Any]] = []
-        self.pilots_go = asyncio.Event()
-        self.pilots_go.set()
+        self.estimated: list[dict[str, Any]] = []
+        self.estimators_go = asyncio.Event()
+        self.estimators_go.set()
         self.wrap_collection: Callable[[Any], Any] = lambda real: real
         self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
         self.router: RouterService | None = None
@@ -139,9 +139,9 @@ class FakeCluster:
     async def find_rebuild(self, space_id: str) -> Any:
         return self.rebuilds.get(space_id)
 
-    async def pilot(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
-        self.piloted.append({**order, "space": space.name})
-        await self.pilots_go.wait()
+    async def estimate(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
+        self.estimated.append({**order, "space": space.name})
+        await self.estimators_go.wait()
         return {"failures": order["failures"]}
 
     async def stop_collection(self, uuid: str) -> None:
@@ -246,16 +246,18 @@ class World:
 @asynccontextmanager
 async def hurried(folder: Path) -> AsyncIterator[World]:
     """A service without collections; nothing in it waits for long."""
-    waits = {"router.CATCH_UP_S": 0.3, "opening.TEND_S": 0.05, "rebuild_orders.REAP_S": 0.02}
-    waits |= {
-        "rebuild_orders.CANCEL_S": 0.1,
-        "changes.ASK_AGAIN_S": 0.05,
-        "space_index.POLL_S": 0.02,
-        "space_index.RETRY_S": 0.05,
+    waits = {
+        "control.router.CATCH_UP_S": 0.3,
+        "control.reconciler.RECONCILE_S": 0.05,
+        "control.rebuilds.STOP_CHECK_S": 0.02,
+        "control.rebuilds.CANCEL_S": 0.1,
+        "control.transitions.ASK_AGAIN_S": 0.05,
+        "index.service.POLL_S": 0.02,
+        "index.service.RETRY_S": 0.05,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in waits.items():
-            patch.setattr(f"compass.serving.{name}", seconds)
+            patch.setattr(f"compass.{name}", seconds)
         made = World(folder)
         try:
             yield made

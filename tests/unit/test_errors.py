@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import compass.rebuild.stage
-import compass.storage.parts  # noqa: F401 - modules with leaves of their own
+import compass.storage.snapshot.parts  # noqa: F401 - modules with leaves of their own
 from compass import errors
 from compass.errors import CompassError
 

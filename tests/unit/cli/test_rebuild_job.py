@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from compass import client as client_module
 from compass.cli.rebuild_job import AWAY_S, main, watch
+from compass.client import handle as client_module
 from compass.errors import DefaultSpaceError, RebuildRunningError, UnavailableError
 
 ARGS = ["--collection", "docs", "--space", "new"]

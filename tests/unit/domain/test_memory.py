@@ -16,7 +16,7 @@ BUILD = """
 import json, sys, threading
 import numpy as np
 from compass.domain.space import HnswConfig, SpaceConfig, prepare_vectors
-from compass.serving.vector_index import VectorIndex
+from compass.index.vector.vector_index import VectorIndex
 
 def resident(field):
     lines = open("/proc/self/status").read().splitlines()

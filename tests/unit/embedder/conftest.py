@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from compass.adapters.builtin_model import HashingModel
-from compass.adapters.tei_server import ModelInfo
 from compass.domain.chunk import FloatMatrix
 from compass.embedder.model import Side
+from compass.embedder.tei import ModelInfo
+from compass.embedding.builtin import HashingModel
 
 LENGTH = 3.0  # of each row that the fake gives
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compass.adapters.tei_server import RefusalError
 from compass.domain.chunk import FloatMatrix
 from compass.embedder.batching import Pool, Treatment, Waiting, next_batch
+from compass.embedder.tei import RefusalError
 
 PLAIN = Treatment()
 

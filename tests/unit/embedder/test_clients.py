@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
-from compass.adapters import http_server
 from compass.domain.space import SpaceConfig
+from compass.embedder import http_server
 from compass.embedder.backend import open_server
 from compass.embedder.config import EmbedderConfig
 
@@ -62,7 +62,7 @@ def test_chromas_embedding_function(url: str, original: Any) -> None:
 
 async def test_compasss_own_client(url: str, original: Any) -> None:
     """It takes the embedder for TEI, by its `/info`, and has what is too long cut."""
-    from compass.adapters.embed_endpoint import HttpEmbedder
+    from compass.embedding.pool import HttpEmbedder
 
     config = SpaceConfig(384, "minilm")
     embedder = HttpEmbedder([url], config, timeout_s=20, retry_s=0, api_key=KEY, kind="document")

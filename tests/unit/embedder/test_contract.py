@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
-from compass.adapters.tei_server import Limits, TeiServer
-from compass.domain.embedding import Reply
+from compass.domain.embedding.contract import Reply
 from compass.embedder.backend import SentenceBackend
+from compass.embedder.tei import Limits, TeiServer
 from compass.errors import InvalidRequestError
 
 # What TEI 1.9's document says of these three bodies, as JSON Schema.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compass.adapters.tei_server import EmbedRequest, Limits
 from compass.embedder.backend import SentenceBackend
 from compass.embedder.model import SentenceModel
+from compass.embedder.tei import EmbedRequest, Limits
 from compass.errors import UnavailableError
 
 TEXTS = [

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from compass.adapters.builtin_model import HashingModel
 from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
-from compass.domain.embedding import ServerInfo
+from compass.domain.embedding.contract import ServerInfo
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.domain.space import Space, SpaceConfig
+from compass.embedding.builtin import HashingModel
 from compass.errors import CompassError, FingerprintMismatchError, SpaceLagsError
-from compass.rebuild.job import RebuildJob
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import EmbedStage
-from compass.storage.collection_store import CollectionStore
+from compass.storage.log.writer import CollectionStore
 from compass.storage.objects import LocalObjects
-from compass.storage.parts import Snapshot
 from compass.storage.root import Root
-from compass.storage.vectors import SpaceVectors
+from compass.storage.snapshot.parts import Snapshot
+from compass.storage.spaces.vectors import SpaceVectors
 
 DIMS = 16
 
@@ -84,15 +84,15 @@ class SetIndex:
     def __init__(self, store: CollectionStore, vectors: SpaceVectors, embedder: CountingEmbedder) -> None:
         self.store, self.vectors, self.embedder = store, vectors, embedder
         self.held: set[int] = set()
-        self.absorbed: list[str] = []
+        self.loaded: list[str] = []
         self.run: dict[str, Any] = {}
         self.live_owner_below: list[int] = []
         self.vouched: list[tuple[str, ...]] = []
         self.mismatch: FingerprintMismatchError | None = None
 
-    async def absorb(self, keys: list[str]) -> None:
+    async def load_files(self, keys: list[str]) -> None:
         for key in keys:
-            self.absorbed.append(key)
+            self.loaded.append(key)
             self.held.update(self.vectors.read(key)[0].tolist())
 
     async def run_changed(self) -> None:
@@ -114,7 +114,7 @@ class SetIndex:
         quarantined = len(self.vectors.quarantined())
         return {"vectors": len(live & self.held), "lag": len(self.missing()), "quarantined": quarantined}
 
-    async def vouch(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
+    async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
         self.vouched.append(tuple(endpoints))
         if self.mismatch is not None:
             raise self.mismatch

@@ -20,7 +20,7 @@ class SlowIndex:
         self.gate = asyncio.Event()
         self.at_once = self.most = 0
 
-    async def absorb(self, keys: list[str]) -> None:
+    async def load_files(self, keys: list[str]) -> None:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await self.gate.wait()
@@ -31,7 +31,7 @@ class SlowIndex:
 async def test_landing_does_not_wait_for_the_index() -> None:
     """While the index is busy files queue up; then each is handed over once, in order, never two calls at once."""
     index, counts = SlowIndex(), []
-    backlog = Backlog(index.absorb, counts.append, [Filled("old", 0)])
+    backlog = Backlog(index.load_files, counts.append, [Filled("old", 0)])
     for i in range(10):
         await asyncio.wait_for(backlog.put(Filled(f"k{i}", 2)), 1)
     index.gate.set()
@@ -46,7 +46,7 @@ async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """When too many files wait, landing waits too."""
     monkeypatch.setattr(module, "LIMIT", 3)
     index = SlowIndex()
-    backlog = Backlog(index.absorb, lambda count: None)
+    backlog = Backlog(index.load_files, lambda count: None)
     for i in range(3):
         await asyncio.wait_for(backlog.put(Filled(f"k{i}", 1)), 1)
     blocked = asyncio.create_task(backlog.put(Filled("k3", 1)))
@@ -60,10 +60,10 @@ async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_refusal_of_the_index_reaches_the_run() -> None:
     """An error of the index is raised by the next put or by the drain, not swallowed."""
 
-    async def absorb(keys: list[str]) -> None:
+    async def load_files(keys: list[str]) -> None:
         raise UnavailableError("the index is gone")
 
-    backlog = Backlog(absorb, lambda count: None)
+    backlog = Backlog(load_files, lambda count: None)
     await backlog.put(Filled("k", 1))
     with pytest.raises(UnavailableError):
         await backlog.drain()

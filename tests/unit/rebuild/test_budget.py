@@ -12,12 +12,12 @@ import pytest
 from starlette.responses import Response
 from waiting import until
 
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.domain.space import SpaceConfig
-from compass.embed_server import served
 from compass.errors import BudgetSpentError
-from compass.rebuild.job import RebuildJob
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
+from compass.testing.embed_server import served
 
 DIMS = 16
 PRICE = 1_000_000.0  # of a million tokens: a token costs 1, and so does a word of these servers

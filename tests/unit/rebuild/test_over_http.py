@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compass.adapters.builtin_model import HashingModel
+from compass.domain.rebuild.run_record import RebuildJob
 from compass.domain.space import SpaceConfig
-from compass.embed_server import served
-from compass.rebuild.job import RebuildJob
+from compass.embedding.builtin import HashingModel
 from compass.rebuild.pipeline import run_inline
 from compass.rebuild.plan import read_plan
 from compass.rebuild.run import RebuildRun
 from compass.rebuild.stage import StageOpener
+from compass.testing.embed_server import served
 
 DIMS = 16
 NONE = np.empty(0, np.int64)

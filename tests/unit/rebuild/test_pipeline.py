@@ -14,7 +14,7 @@ from compass.rebuild import pipeline
 from compass.rebuild.pipeline import RemoteStage, run_inline, stream
 from compass.rebuild.plan import Descriptor
 from compass.rebuild.stage import Filled
-from compass.storage.parts import PartRef
+from compass.storage.snapshot.parts import PartRef
 
 
 class ScriptedStage:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compass.domain.chunk import has_text
 from compass.rebuild.plan import MOST_ROWS, PartRows, plan, read_plan
-from compass.storage.parts import PartRef, read_part
+from compass.storage.snapshot.parts import PartRef, read_part
 
 NONE = np.empty(0, np.int64)
 VIDS = st.sets(st.integers(0, 60))

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from compass.rebuild.job import RunRecord
+from compass.domain.rebuild.run_record import RunRecord
 
 
 async def test_what_the_follower_has_in_flight_is_not_sent_by_the_run_too(world: Any, job: Any) -> None:

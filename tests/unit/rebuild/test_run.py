@@ -18,7 +18,7 @@ from compass.errors import (
     RebuildRunningError,
 )
 from compass.rebuild.plan import LEAST_ROWS as PIECE_ROWS
-from compass.storage.parts import PartRef, Snapshot
+from compass.storage.snapshot.parts import PartRef, Snapshot
 
 
 def texts(count: int, word: str = "text") -> list[str]:
@@ -349,14 +349,14 @@ async def test_a_fleet_that_is_down_is_said(world: Any, job: Any, monkeypatch: p
     await world.embedder.waiting.wait()
     attempt = world.vectors.read_run()["attempt"]
     down = {"url": "http://a/embed", "state": "down", "errors": 3, "last_error": "no route"}
-    await run.hear("another attempt", "s1", ({**down, "state": "up"},))
-    await run.hear(attempt, "s1", (down,))
+    await run.report("another attempt", "s1", ({**down, "state": "up"},))
+    await run.report(attempt, "s1", (down,))
     await until(lambda: world.vectors.read_run()["waiting"])
     status = await run.status()
     assert "no endpoint answers" in status["error"]
     assert "http://a/embed: no route" in status["error"]
     assert status["endpoints"][0]["state"] == "down"
-    await run.hear(attempt, "s2", ({**down, "state": "up", "docs": 4},))
+    await run.report(attempt, "s2", ({**down, "state": "up", "docs": 4},))
     assert "error" not in await run.status()
     world.embedder.open_gate.set()
     assert (await run.wait()).waiting is None
@@ -374,7 +374,7 @@ async def test_a_model_that_changes_under_way_fails_the_run_for_good(
     await until(lambda: len(world.vectors.files()) == 1 and world.index.vouched)
     world.index.mismatch = FingerprintMismatchError("another model answers", {})
     record = await run.wait()
-    assert (record.state, record.error, record.tainted) == ("failed", "another model answers", True)
+    assert (record.state, record.error, record.mixed_models) == ("failed", "another model answers", True)
     assert world.vectors.read_run()["tainted"] is True
     assert world.status() == "failed"
 

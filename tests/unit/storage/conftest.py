@@ -11,10 +11,10 @@ import pytest
 
 from compass.domain.chunk import Chunk, ChunkInput, FloatVector
 from compass.domain.space import Space, SpaceConfig
-from compass.storage.collection_store import CollectionStore
+from compass.storage.log.writer import CollectionStore
 from compass.storage.objects import LocalObjects, Objects
 from compass.storage.root import Root
-from compass.storage.view import View
+from compass.storage.view.view import View
 
 Keys = list[str]
 

@@ -11,9 +11,9 @@ import pytest
 from compass.domain.chunk import ChunkInput
 from compass.domain.filters import Equals, Filter
 from compass.errors import StorageError
-from compass.storage.bases import Part
-from compass.storage.checkpoints import PART_ROWS, plan_parts
-from compass.storage.parts import PartRef, read_part
+from compass.storage.snapshot.bases import Part
+from compass.storage.snapshot.checkpoints import PART_ROWS, plan_parts
+from compass.storage.snapshot.parts import PartRef, read_part
 
 Build = Callable[..., ChunkInput]
 

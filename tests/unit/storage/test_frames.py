@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from compass.errors import StorageError
-from compass.storage.frames import seal, unseal
+from compass.storage.log.frames import seal, unseal
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"abc" * 10_000])

@@ -13,8 +13,8 @@ from compass.domain.collection import AddSpace
 from compass.domain.filters import Equals, Filter
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import InvalidRequestError, NotFoundError
-from compass.storage.collection_store import CollectionStore
-from compass.storage.edit import vectors_to_write
+from compass.storage.log.edit import vectors_to_write
+from compass.storage.log.writer import CollectionStore
 
 Build = Callable[..., ChunkInput]
 Vector = Callable[..., FloatVector]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from compass.errors import StorageError, UnavailableError
-from compass.storage.log import Log, Record, new_nonce
+from compass.storage.log.log import Log, Record, new_nonce
 
 
 def record(**fields: Any) -> Record:

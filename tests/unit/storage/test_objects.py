@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compass.errors import NotImplementedYetError, StorageError
-from compass.storage import objects as module
+from compass.storage.objects import local as module
 from compass.storage.objects import LocalObjects, open_objects
 
 

@@ -16,10 +16,10 @@ import pytest
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.errors import CompassError, DefaultSpaceError, EpochMismatchError, TakenOverError, UnavailableError
-from compass.storage import tables
-from compass.storage.collection_store import CollectionStore, _Job
-from compass.storage.parts import MissingObjectError, read_part
-from compass.storage.vectors import SpaceVectors
+from compass.storage.log.writer import CollectionStore, _Job
+from compass.storage.snapshot.parts import MissingObjectError, read_part
+from compass.storage.spaces.vectors import SpaceVectors
+from compass.storage.view import tables
 
 Build = Callable[..., ChunkInput]
 Vector = Callable[..., FloatVector]
@@ -235,7 +235,7 @@ def test_3_of_two_swaps_one_wins(disk: Any) -> None:
 
 def test_3_a_write_behind_a_full_commit_is_done(disk: Any, chunk: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that finds others waiting, too many for one commit, commits them and then itself before it answers."""
-    monkeypatch.setattr("compass.storage.collection_store._GROUP_ROWS", 3)
+    monkeypatch.setattr("compass.storage.log.writer._GROUP_ROWS", 3)
     store = disk.store()
     seq = store.seq
     for at in range(2):

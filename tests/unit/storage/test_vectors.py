@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from compass.errors import InvalidRequestError, StorageError
-from compass.storage.parts import MissingObjectError
-from compass.storage.vectors import SpaceVectors
+from compass.storage.snapshot.parts import MissingObjectError
+from compass.storage.spaces.vectors import SpaceVectors
 
 
 @pytest.fixture

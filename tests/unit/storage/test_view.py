@@ -12,9 +12,9 @@ import pytest
 from compass.domain.chunk import ChunkInput
 from compass.domain.filters import Equals, Filter
 from compass.errors import NotFoundError, UnavailableError
-from compass.storage import tables
-from compass.storage.collection_store import CollectionStore
-from compass.storage.view import View
+from compass.storage.log.writer import CollectionStore
+from compass.storage.view import tables
+from compass.storage.view.view import View
 
 Build = Callable[..., ChunkInput]
 

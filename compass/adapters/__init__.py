@@ -1,1 +1,0 @@
-"""One foreign library or server each, behind a small class of ours."""

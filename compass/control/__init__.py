@@ -1,0 +1,1 @@
+"""The router's process: the authority over who answers what."""

@@ -1,0 +1,260 @@
+"""Orders to rebuild a space: started, cancelled, and their processes ended when nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import Any
+
+from compass.control.fingerprints import builder, mismatches
+from compass.control.ports import Cluster
+from compass.control.transitions import Changes, new_space
+from compass.domain.collection import RestartSpace, SetSpace
+from compass.domain.history import By, Note
+from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.routing.table import CollectionRoute
+from compass.domain.space import BuiltBy, Space, Status
+from compass.errors import (
+    CompassError,
+    DefaultSpaceError,
+    FingerprintMismatchError,
+    InsufficientMemoryError,
+    InvalidRequestError,
+    NotFoundError,
+    RebuildRunningError,
+)
+from compass.storage.root import Root
+from compass.storage.spaces.vectors import SpaceVectors
+
+log = logging.getLogger(__name__)
+
+CANCEL_S = 2.0
+STOP_CHECK_S = 2.0
+
+
+class RebuildOrders:
+    """Starts and ends the rebuilds of spaces."""
+
+    def __init__(
+        self, root: Root, cluster: Cluster, changes: Changes, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+    ) -> None:
+        """Wire it; `spawn` runs what goes on in the background."""
+        self._root, self._cluster, self._changes, self._spawn = root, cluster, changes, spawn
+        self._estimating: set[str] = set()  # space ids
+        self._stopping: set[str] = set()  # space ids whose rebuild's process somebody waits to end
+
+    async def start(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
+        """Start a rebuild, or go on with an interrupted one.
+
+        Raises:
+            InsufficientMemoryError: the space would not fit the memory of its index's node; nothing has changed.
+        """
+        began_at = time.time()
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            target = route.space(space)
+            endpoints = _endpoints(target, spec)
+            if await self._refuse_running(target):
+                await self._cluster.stop_rebuild(target.id)
+            if not spec.restart:
+                await self.refuse_mixed_models(route, target)
+                await self._cluster.index(route.uuid, target).ensure_memory(False)
+            else:
+                target = await self._restart(route, target, Note("restart", space, began_at, by))
+                route = self._changes.route(collection)
+            accept, key = spec.accept_new_fingerprint, spec.api_key_env
+            built_by = await builder(self._cluster, route, target, endpoints, key, accept=accept, must_answer=False)
+            job = _job(target, spec, endpoints)
+            note = Note("rebuild", space, began_at, by, {"job_id": job["job_id"]})
+            target = await self._accept(route, target, spec, endpoints, built_by, note)
+            await self._cluster.rebuild(collection, route.uuid, target).start(job)
+            self.stop_when_done(collection, target)
+            return {"status": target.status, "job_id": job["job_id"]}
+
+    async def estimate(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+        """What the rebuild would take and cost, and what of it would fail; changes nothing.
+
+        It refuses what the order itself would be refused for, but tells of an endpoint that is another model.
+        """
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            target = route.space(space)
+            endpoints = _endpoints(target, spec)
+            await self._refuse_running(target)
+            if spec.restart:
+                _refuse_default(route, target)
+        if target.id in self._estimating:
+            raise RebuildRunningError(
+                f"vector space {space!r} is being estimated already, and a second time would disturb the first; "
+                "ask again in half a minute",
+                {"space": space},
+            )
+        self._estimating.add(target.id)
+        try:
+            order = {**_order(spec, endpoints), "restart": spec.restart}
+            failures = await self._known_failures(route, target, spec, endpoints)
+            return await self._cluster.estimate(route.uuid, target, {**order, "failures": failures})
+        finally:
+            self._estimating.discard(target.id)
+
+    async def _known_failures(
+        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
+        """What the order would be refused for, other models and memory, as failures of the report."""
+        accept, key, fresh = spec.accept_new_fingerprint, spec.api_key_env, spec.restart
+        others = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=fresh)
+        found: list[CompassError] = list(others)
+        try:
+            if not fresh:
+                await self.refuse_mixed_models(route, target)
+            await self._cluster.index(route.uuid, target).ensure_memory(fresh)
+        except (FingerprintMismatchError, InsufficientMemoryError) as error:
+            found.append(error)
+        return [{"type": e.type, "detail": e.detail, "ends_run": True, **e.fields} for e in found]
+
+    async def _refuse_running(self, target: Space) -> bool:
+        """Whether there is a process of an ended rebuild.
+
+        Raises:
+            RebuildRunningError: there is one that runs.
+        """
+        rebuild = await self._cluster.find_rebuild(target.id)
+        if rebuild is not None and await rebuild.running():
+            raise RebuildRunningError(
+                f"a rebuild of vector space {target.name!r} is running; see its status, or cancel it first",
+                {"space": target.name},
+            )
+        return rebuild is not None
+
+    async def cancel(self, collection: str, space: str, by: By) -> None:
+        """Cancel a running rebuild; what it embedded is kept."""
+        note = Note("cancel", space, time.time(), by)
+        async with await self._changes.lock(collection):
+            route = self._changes.route(collection)
+            target = route.space(space)
+            running = await self._cluster.find_rebuild(target.id)
+            if running is None or not await running.running():
+                raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
+            await self.end(target)
+            await asyncio.to_thread(_close_record, self.vectors(route, target))
+            await self._changes.record(route, SetSpace(target.id), note)
+
+    async def _accept(
+        self,
+        route: CollectionRoute,
+        target: Space,
+        spec: RebuildSpec,
+        endpoints: tuple[str, ...],
+        built_by: BuiltBy | None,
+        note: Note,
+    ) -> Space:
+        """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
+        config: dict[str, Any] = {}
+        if target.config.embed_endpoint is None:
+            config["embed_endpoint"] = endpoints[0]
+            if spec.api_key_env:
+                config["api_key_env"] = spec.api_key_env
+        status: Status | None = "building" if target.status == "failed" else None
+        change = SetSpace(target.id, status, True, False, config, built_by)
+        state = await self._changes.record(route, change, note)
+        return state.by_id(target.id)
+
+    async def refuse_mixed_models(self, route: CollectionRoute, space: Space) -> None:
+        """Return unless a run of the space has found that its endpoints' model changed under way.
+
+        Raises:
+            FingerprintMismatchError: it has.
+        """
+        record = await asyncio.to_thread(self.vectors(route, space).read_run) or {}
+        if record.get("tainted"):
+            raise FingerprintMismatchError(
+                f"vector space {space.name!r} holds vectors of more than one model: {record['error']}. "
+                "Rebuild it with restart, which empties it first",
+                {"space": space.name},
+            )
+
+    async def _restart(self, route: CollectionRoute, target: Space, note: Note) -> Space:
+        _refuse_default(route, target)
+        await self._cluster.index(route.uuid, target).ensure_memory(True)
+        fresh = new_space(target.name, target.config, "building", False)
+        change = RestartSpace(target.id, fresh)
+        await self._changes.transition(route, change, {target.name}, note)
+        await self._changes.retire(target)
+        await self._cluster.collection(route.uuid).sweep()
+        return fresh
+
+    async def end(self, space: Space) -> None:
+        """End the run of a space and its process; nothing to do without one."""
+        running = await self._cluster.find_rebuild(space.id)
+        if running is None:
+            return
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await running.cancel()
+        except (TimeoutError, CompassError) as error:
+            log.warning("the rebuild of %s did not answer, ending its process: %s", space.name, error)
+        await self._cluster.stop_rebuild(space.id)
+
+    def stop_when_done(self, collection: str, space: Space) -> None:
+        """End the process of a rebuild once its run has ended: what it leaves behind is in the store."""
+
+        async def stop() -> None:
+            while await self._cluster.find_rebuild(space.id) is not None:
+                await asyncio.sleep(STOP_CHECK_S)
+                with contextlib.suppress(CompassError):
+                    async with await self._changes.lock(collection):  # the next run may be about to begin
+                        run = await self._cluster.find_rebuild(space.id)
+                        if run is not None and not await run.running():
+                            await self._cluster.stop_rebuild(space.id)
+            self._stopping.discard(space.id)
+
+        if space.id not in self._stopping:
+            self._stopping.add(space.id)
+            self._spawn(stop())
+
+    def vectors(self, route: CollectionRoute, space: Space) -> SpaceVectors:
+        """The durable vectors of a space."""
+        return self._root.space_vectors(route.uuid, space.id, space.config.dims)
+
+
+def _close_record(vectors: SpaceVectors) -> None:
+    """Write down that a run was cancelled, where its process did not get to it."""
+    record = vectors.read_run()
+    if record and record.get("state") == "running":
+        vectors.write_run({**record, "state": "cancelled", "ended_at": time.time()})
+
+
+def _endpoints(space: Space, spec: RebuildSpec) -> tuple[str, ...]:
+    own = space.config.embed_endpoint
+    endpoints = spec.endpoints or ((own,) if own else ())
+    if not endpoints:
+        raise InvalidRequestError(
+            f"vector space {space.name!r} has no embed_endpoint of its own: name one in the request",
+            {"errors": [{"field": "embed_endpoint", "detail": "is needed"}]},
+        )
+    return endpoints
+
+
+def _refuse_default(route: CollectionRoute, space: Space) -> None:
+    if route.default == space.name:
+        raise DefaultSpaceError(
+            f"vector space {space.name!r} is the default of {route.name!r} and answers queries: "
+            "restarting would empty it; add another space and swap",
+            {"space": space.name},
+        )
+
+
+def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
+    return {"job_id": f"rebuild-{secrets.token_hex(6)}", "space_id": space.id, **_order(spec, endpoints)}
+
+
+def _order(spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
+    """What an order says, as plain values; the router keeps what is its own."""
+    mine = ("restart", "accept_new_fingerprint")
+    said = {name: value for name, value in asdict(spec).items() if name not in mine}
+    return {**said, "endpoints": list(endpoints)}

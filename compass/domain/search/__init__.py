@@ -1,0 +1,1 @@
+"""What a search asks, and how its hits are scored."""

@@ -1,0 +1,1 @@
+"""Calling embedding endpoints, and the built-in model."""

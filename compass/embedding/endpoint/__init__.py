@@ -1,0 +1,1 @@
+"""One endpoint, over HTTP or by a Serve handle."""

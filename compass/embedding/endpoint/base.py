@@ -1,0 +1,191 @@
+"""What every embedding endpoint is, whichever way it is reached: checked rows, named faults, an account of both."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.contract import Kind, Meaning, Said, ServerInfo, meaning, smaller_batch
+from compass.domain.embedding.endpoint_url import shown
+from compass.domain.rebuild.budget import Meter, guessed_tokens, most_tokens
+from compass.domain.space import SpaceConfig, prepare_vectors, why_unfit
+from compass.errors import (
+    CompassError,
+    EndpointAnswerError,
+    EndpointForbiddenError,
+    EndpointRefusedError,
+    EndpointUnavailableError,
+)
+
+INFO_TIMEOUT_S = 5.0
+TURNS_TO_SEND = 3  # of the event loop, from a request's start until aiohttp has written it
+
+
+class TooManyError(Exception):
+    """More than the endpoint takes in one request: inputs, or bytes where `limit` is None."""
+
+    def __init__(self, detail: str, limit: int | None) -> None:
+        super().__init__(detail)
+        self.limit = limit
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request for rows, on its way.
+
+    Attributes:
+        info: What is known of the server.
+        arrived: Called when the server is through with the rows and they have yet to be read.
+        cost_tokens: What it has to be paid for: without an answer, all that it may have cost.
+        tokens: As the server counted them; 0 if it does not.
+    """
+
+    texts: Sequence[str]
+    timeout_s: float
+    info: ServerInfo
+    arrived: Callable[[], None] | None
+    cost_tokens: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One server. `info` is None until it has said, in some way, what it is.
+
+    Attributes:
+        url: Canonical; never shown.
+        meter: Asked before each request that embeds; None: nobody counts what it costs.
+        docs: Texts answered, since the first was asked for.
+        tokens: Of those, as the server counted them.
+    """
+
+    url: str = field(repr=False)
+    config: SpaceConfig
+    kind: Kind
+    info: ServerInfo | None = field(default=None, kw_only=True)
+    meter: Meter | None = field(default=None, kw_only=True)
+    in_flight: int = field(default=0, init=False)
+    docs: int = field(default=0, init=False)
+    tokens: int = field(default=0, init=False)
+    errors: int = field(default=0, init=False)
+    last_error: str | None = field(default=None, init=False)
+    _asked_at: float | None = field(default=None, init=False)
+
+    @property
+    def shown(self) -> str:
+        """The URL without its secrets."""
+        return shown(self.url)
+
+    async def embed(
+        self, texts: Sequence[str], timeout_s: float, arrived: Callable[[], None] | None = None
+    ) -> FloatMatrix:
+        """The rows of texts that are one request: float32, shape (n, dims), checked, normalised for cosine.
+
+        `arrived` is called when the server is through with its rows and they have yet to be read.
+
+        Raises:
+            TooManyError: it wants fewer inputs, or bytes.
+            EndpointRefusedError: it will not take one of these inputs.
+            EndpointUnavailableError: it is down, overloaded (`retry_after` in the fields where it says when to
+                come back), or its model failed (`status` 424).
+            EndpointAnswerError: it answered 200 with what are no vectors of this space.
+            EndpointForbiddenError: no request of this form will ever succeed.
+            BudgetSpentError: nothing was sent: it might cost more than is left.
+        """
+        info = self.info or await self.describe(timeout_s)
+        held = 0 if self.meter is None else await self.meter.reserve(most_tokens(texts))
+        ask = Ask(texts, timeout_s, info, arrived, held)
+        try:
+            with self._asked(len(texts)):
+                rows = await self._exchange(ask)
+                self.tokens += ask.tokens
+                return rows
+        finally:
+            if self.meter is not None:
+                self.meter.settle(held, ask.cost_tokens)
+
+    async def _exchange(self, ask: Ask) -> FloatMatrix:
+        """Send the texts, read the rows; says in `ask` what that has cost."""
+        raise NotImplementedError
+
+    async def _arrived(self, ask: Ask, tokens: int) -> None:
+        """Take note of a good answer, before its rows are read. `tokens`: 0 if the server does not count."""
+        ask.tokens = tokens
+        ask.cost_tokens = tokens or math.ceil(guessed_tokens(sum(map(len, ask.texts))))
+        if ask.arrived is not None:
+            ask.arrived()
+            for _ in range(TURNS_TO_SEND):  # what it has set off is sent before these rows take their time
+                await asyncio.sleep(0)
+
+    async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:
+        """Ask what it is; `info` holds the answer from then on.
+
+        Raises:
+            EndpointUnavailableError: it is not up.
+        """
+        raise NotImplementedError
+
+    def stats(self) -> dict[str, Any]:
+        """{url, in_flight, docs_per_s, docs, tokens, errors, last_error}, since it was made."""
+        elapsed_s = time.monotonic() - self._asked_at if self._asked_at else 0.0
+        return {
+            "url": self.shown,
+            "in_flight": self.in_flight,
+            "docs_per_s": round(self.docs / elapsed_s, 1) if elapsed_s else 0.0,
+            "docs": self.docs,
+            "tokens": self.tokens,
+            "errors": self.errors,
+            "last_error": self.last_error,
+        }
+
+    @contextmanager
+    def _asked(self, count: int) -> Iterator[None]:
+        """Keep count of a request for `count` texts, and of how it ends."""
+        self._asked_at = self._asked_at or time.monotonic()
+        self.in_flight += 1
+        try:
+            yield
+            self.docs += count
+        except CompassError as error:
+            self.errors, self.last_error = self.errors + 1, error.detail
+            raise
+        finally:
+            self.in_flight -= 1
+
+    def _failure(self, status: int, said: Said, count: int, after_s: float | None, advice: str | None) -> Exception:
+        """The error that an answer other than 200, to a request for `count` texts, stands for."""
+        detail = f"{self.shown} answered {status}{': ' + said.reason if said.reason else ''}"
+        fields: dict[str, Any] = {"endpoint": self.shown, "status": status}
+        match meaning(status, said):
+            case Meaning.TOO_MANY:
+                return TooManyError(detail, smaller_batch(count, said))
+            case Meaning.TOO_LARGE:
+                return TooManyError(detail, None)
+            case Meaning.REFUSED:
+                return EndpointRefusedError(detail, fields)
+            case Meaning.BACKEND | Meaning.BUSY:
+                if after_s is not None:
+                    fields["retry_after"] = after_s
+                return EndpointUnavailableError(detail, fields)
+        return EndpointForbiddenError(f"{detail} ({advice})" if advice else detail, fields)
+
+    def _fit(self, rows: FloatMatrix | None, count: int, reason: str | None = None) -> FloatMatrix:
+        """Rows that are vectors of the space, as it wants them; or None, and the reason why there are none.
+
+        Raises:
+            EndpointAnswerError: they are not.
+        """
+        if rows is not None:
+            reason = why_unfit(rows, self.config.dims)
+            if reason is None and len(rows) != count:
+                reason = f"expected {count} rows, got {len(rows)}"
+            if reason is None:
+                return prepare_vectors(rows, self.config.metric)
+        detail = f"{self.shown} answered 200, but not with vectors of this space: {reason}"
+        raise EndpointAnswerError(detail, {"endpoint": self.shown, "reason": reason})

@@ -1,0 +1,1 @@
+"""Many endpoints of one model, as a rebuild uses them."""

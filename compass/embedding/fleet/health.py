@@ -1,0 +1,140 @@
+"""Which endpoints of a fleet may be given work: who rests, who is away, and who is turned away for good."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from compass.domain.embedding.aimd import BatchSize
+from compass.domain.embedding.contract import CONTROL_TEXT
+from compass.embedding.endpoint.base import TooManyError
+from compass.embedding.fleet.member import Member
+from compass.errors import EmbeddingError, EndpointAnswerError, EndpointForbiddenError, EndpointRefusedError
+
+STRIKES = 3  # failures in a row after which an endpoint is put aside; a refused connection is enough by itself
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two questions to an endpoint that is down
+FIRST_REST_S, LONGEST_REST_S = 0.02, 5.0  # after 429 without a Retry-After
+LIES = 3  # answers to a harmless text, since it was put aside, that were no vectors: it does not serve this space
+
+
+class FleetHealth:
+    """Moves the members of a fleet between their states.
+
+    Attributes:
+        good_at: When somebody gave a good answer, or work came after a time without any; monotonic.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        timeout_s: float,
+        batch_size: int | None,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        has_room: Callable[[], None],
+        lost: Callable[[EmbeddingError], None],
+    ) -> None:
+        """Watch over `members`.
+
+        Args:
+            members: Of one fleet.
+            timeout_s: Of a question to one of them.
+            batch_size: Texts a request at most, whatever a member says of itself.
+            spawn: Runs something in the background.
+            has_room: Called when a member may be given work again.
+            lost: Called when the last member was turned away.
+        """
+        self.good_at = 0.0
+        self._members, self._timeout_s, self._wanted = members, timeout_s, batch_size
+        self._spawn, self._has_room, self._lost = spawn, has_room, lost
+
+    def meet(self) -> None:
+        """Ask those that nobody has asked yet what they are; until then they are given nothing."""
+        for member in self._members:
+            if member.state == "new":
+                self.put_aside(member, 0.0)
+
+    async def control(self, member: Member) -> EmbeddingError | None:
+        """What is wrong with the answer to a text that no model has a reason to refuse; None: nothing."""
+        try:
+            await member.client.embed([CONTROL_TEXT], self._timeout_s)
+        except EmbeddingError as error:
+            return error
+        except TooManyError as error:
+            return EndpointRefusedError(str(error))
+        member.strikes = 0
+        return None
+
+    def strike(self, member: Member) -> None:
+        """Count a failure; after some in a row it is put aside."""
+        member.strikes += 1
+        if member.strikes >= STRIKES and member.state in ("up", "paused"):
+            self.put_aside(member)
+
+    def overloaded(self, member: Member, after_s: float | None) -> None:
+        """It answered 429, and perhaps when to come back: rest, the longer the more often it does."""
+        member.overloads += 1
+        if after_s is not None:
+            self.pause(member, after_s)
+        elif member.overloads > 1:  # once, and the smaller window is rest enough
+            self.pause(member, min(FIRST_REST_S * 2 ** min(member.overloads, 16), LONGEST_REST_S))
+
+    def pause(self, member: Member, pause_s: float) -> None:
+        """Give it nothing for so long. The timer ends that, whatever the clock says: uvloop's may be early."""
+        if member.state not in ("up", "paused"):
+            return
+        loop = asyncio.get_running_loop()
+        member.state, until = "paused", loop.time() + pause_s
+        if member.resuming is not None:
+            until = max(until, member.resuming.when())
+            member.resuming.cancel()
+        member.resuming = loop.call_at(until, self._resume, member)
+
+    def _resume(self, member: Member) -> None:
+        member.resuming = None
+        if member.state == "paused":
+            member.state = "up"
+            self._has_room()
+
+    def put_aside(self, member: Member, pause_s: float = FIRST_PAUSE_S) -> None:
+        """Give it nothing until it has given a good answer to a harmless text."""
+        if member.state in ("down", "refused"):
+            return
+        member.state = "down" if pause_s else "new"
+        self._spawn(self._probe(member, pause_s))
+
+    def refuse_new(self, member: Member, error: EmbeddingError) -> None:
+        """Never ask it again; without any other, the work fails with its error."""
+        member.state, member.why = "refused", error
+        if all(m.state == "refused" for m in self._members):
+            self._lost(error)
+
+    async def _probe(self, member: Member, pause_s: float) -> None:
+        lies = 0
+        while member.state != "refused":
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+            try:
+                if not member.client.docs:
+                    await self._ask_what_it_is(member)
+                if pause_s:
+                    await member.client.embed([CONTROL_TEXT], self._timeout_s)
+            except (EndpointForbiddenError, EndpointRefusedError) as error:
+                self.refuse_new(member, error)
+            except (EmbeddingError, TooManyError) as error:
+                member.state = "down"
+                if isinstance(error, EndpointAnswerError) and (lies := lies + 1) >= LIES:
+                    self.refuse_new(member, error)
+                pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+            else:
+                member.state, member.strikes = "up", 0
+                member.window.restart()
+                if pause_s:
+                    self.good_at = time.monotonic()
+                self._has_room()
+                return
+
+    async def _ask_what_it_is(self, member: Member) -> None:
+        info = await member.client.describe(self._timeout_s)
+        member.batch = BatchSize.of(self._wanted, info.max_batch)

@@ -1,0 +1,66 @@
+"""An embedder that answers only while its server is the model that built its space."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.contract import Embedder, ServerInfo
+from compass.domain.embedding.fingerprint import check, served_by
+from compass.domain.space import Space
+from compass.errors import EmbeddingError
+
+CHECK_S = 30.0  # how old the server's last word about itself may be
+CHECK_TIMEOUT_S = 2.0
+ADVICE = "its vectors would not fit the stored ones; point the space at an endpoint of its model"
+
+
+class CheckedEmbedder:
+    """Asks the server what it is beside the first texts, and again every half minute; costs no time of its own."""
+
+    def __init__(self, embedder: Embedder, space: Space, clock: Callable[[], float] = time.monotonic) -> None:
+        """Check `embedder` against the fingerprint of `space`; `clock` gives seconds that only grow."""
+        self._embedder, self._space, self._clock = embedder, space, clock
+        self._checked_at = float("-inf")
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """As the embedder's own.
+
+        Raises:
+            FingerprintMismatchError: the server says that it is another model.
+        """
+        if self._clock() - self._checked_at < CHECK_S or self._space.built_by is None:
+            return await self._embedder.embed(texts)
+        checking = asyncio.ensure_future(self._check())
+        try:
+            rows = await self._embedder.embed(texts)
+            await checking
+        finally:
+            checking.cancel()
+        return rows
+
+    async def describe(self) -> list[ServerInfo]:
+        """As the embedder's own."""
+        return await self._embedder.describe()
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """As the embedder's own."""
+        return self._embedder.endpoints()
+
+    async def close(self) -> None:
+        """Close the embedder."""
+        await self._embedder.close()
+
+    async def _check(self) -> None:
+        """Compare; a server that does not say what it is now is asked again the next time."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                infos = await self._embedder.describe()
+        except (EmbeddingError, TimeoutError):
+            return
+        for info in infos:
+            check(self._space, served_by(info), "the endpoint", ADVICE)
+        self._checked_at = self._clock()

@@ -1,0 +1,1 @@
+"""The query's process: every use case, in the domain's values."""

@@ -1,0 +1,1 @@
+"""What finds chunks: a space's index follows the log of its collection."""

@@ -1,0 +1,1 @@
+"""Nearest neighbours: a graph, an exact part, and the search over both."""

@@ -1,1 +1,0 @@
-"""What answers requests: gateway, router, collection, space index. Plain classes; `app` makes actors of them."""

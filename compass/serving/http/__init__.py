@@ -1,1 +1,0 @@
-"""The HTTP interface: routes, schemas, guards. It parses, awaits the gateway, and answers."""

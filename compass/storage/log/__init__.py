@@ -1,0 +1,1 @@
+"""The log of a collection: the acknowledgement, the order, and the only way to change anything."""

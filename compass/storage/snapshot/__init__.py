@@ -1,0 +1,1 @@
+"""Snapshots of a collection: checkpoints and the immutable parts that they name."""

@@ -1,0 +1,1 @@
+"""What tests need, those of users too: an embedding server, clocks."""
