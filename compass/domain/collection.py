@@ -207,3 +207,11 @@ class CollectionSpec:
     spaces: dict[str, SpaceConfig]
     default: str
     config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStats:
+    """What a collection's writer knows: its live chunks, and its last commit."""
+
+    chunk_count: int
+    seq: int

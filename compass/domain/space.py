@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
@@ -157,3 +158,52 @@ def cosine(a: FloatVector, b: FloatVector) -> float:
     """The cosine of the angle between two vectors that are not zero: -1..1."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What a space does without.
+
+    Attributes:
+        lag: Live chunks that it cannot find yet.
+        quarantined: Chunks whose text its endpoint refuses.
+        accepted: How many of those the order of its last run allowed.
+    """
+
+    lag: int
+    quarantined: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceStats:
+    """What a space's index knows of it; `error`: why it lags, while it does."""
+
+    vectors: int
+    lag: int
+    quarantined: int
+    accepted: int
+    bytes_on_disk: int
+    error: str | None = None
+
+
+class Unchanged(Enum):
+    """The value of a field that a change leaves alone, where None is a value of its own."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceChanges:
+    """Fields of a space's config to change; those left out stay.
+
+    `accept_new_fingerprint`: take an endpoint that names its model otherwise, if its vectors of stored texts agree.
+    """
+
+    embed_endpoint: str | None = None
+    query_prompt_name: str | Unchanged | None = UNCHANGED
+    ef_search: int | None = None
+    accept_new_fingerprint: bool = False

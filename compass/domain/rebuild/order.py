@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compass.domain.space import Status
+
 
 @dataclass(frozen=True, slots=True)
 class RebuildSpec:
@@ -21,3 +23,11 @@ class RebuildSpec:
     cost_per_million_tokens: float | None = None
     cost_per_hour: float | None = None
     budget: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildStarted:
+    """The answer to an order: the status of the space, and the name of the job."""
+
+    status: Status
+    job_id: str

@@ -14,3 +14,12 @@ class SwapSpec:
     force: bool = False
     expected_epoch: int | None = None
     wait_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """The default before and after a swap; the epoch is unchanged if it was the default already."""
+
+    previous: str
+    current: str
+    epoch: int
