@@ -25,6 +25,7 @@ from compass.cluster.directory import RayCluster
 from compass.control.publisher import Publisher
 from compass.control.router import RouterService
 from compass.domain.embedding.contract import Embedder
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.routing.table import RoutingTable
 from compass.domain.space import BuiltBy, Space
 from compass.embedding.open import open_embedder
@@ -165,7 +166,7 @@ class _Tell:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def __call__(self, attempt: str, stage: str, endpoints: tuple[dict[str, Any], ...]) -> None:
+    def __call__(self, attempt: str, stage: str, endpoints: tuple[EndpointStats, ...]) -> None:
         self._actor.report.remote(attempt, stage, endpoints)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import UnsetType
 
 from compass.api import schemas
@@ -12,9 +10,9 @@ from compass.domain.collection import CollectionSpec
 from compass.domain.embedding.endpoint_url import check_endpoint
 from compass.domain.filters import Filter, parse_filter
 from compass.domain.names import check_dims, check_key_variable, check_name
-from compass.domain.rebuild.order import RebuildSpec
-from compass.domain.routing.swap import SwapSpec
-from compass.domain.space import BUILTIN, HnswConfig, Space, SpaceConfig
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.routing.swap import SwapOrder
+from compass.domain.space import BUILTIN, UNCHANGED, HnswConfig, Space, SpaceChanges, SpaceConfig
 from compass.errors import NotImplementedYetError
 
 DEFAULT_SPACE, BUILTIN_MODEL, BUILTIN_DIMS = "default", "compass-builtin", 384
@@ -71,27 +69,25 @@ def space_config(asked: schemas.SpaceConfig) -> SpaceConfig:
     )
 
 
-def space_changes(asked: schemas.SpacePatch) -> dict[str, Any]:
+def space_changes(asked: schemas.SpacePatch) -> SpaceChanges:
     """The fields of a space's config to change.
 
     Raises:
         InvalidRequestError: there is none, or the endpoint does not fit.
     """
-    changes: dict[str, Any] = {}
-    if not isinstance(asked.embed_endpoint, UnsetType):
-        changes["embed_endpoint"] = check_endpoint(asked.embed_endpoint)
-    if not isinstance(asked.query_prompt_name, UnsetType):
-        changes["query_prompt_name"] = asked.query_prompt_name
-    if not isinstance(asked.hnsw, UnsetType):
-        changes["ef_search"] = asked.hnsw.ef_search
-    if asked.accept_new_fingerprint:
-        changes["accept_new_fingerprint"] = True
-    if not changes:
+    endpoint, prompt, hnsw = asked.embed_endpoint, asked.query_prompt_name, asked.hnsw
+    changes = SpaceChanges(
+        embed_endpoint=None if isinstance(endpoint, UnsetType) else check_endpoint(endpoint),
+        query_prompt_name=UNCHANGED if isinstance(prompt, UnsetType) else prompt,
+        ef_search=None if isinstance(hnsw, UnsetType) else hnsw.ef_search,
+        accept_new_fingerprint=asked.accept_new_fingerprint,
+    )
+    if not changes.names():
         raise invalid([{"field": "embed_endpoint", "detail": "nothing to change is named"}])
     return changes
 
 
-def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
+def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildOrder:
     """A rebuild of this space, checked.
 
     Raises:
@@ -104,7 +100,7 @@ def rebuild_spec(asked: schemas.RebuildRequest, space: Space) -> RebuildSpec:
     if asked.api_key_env is not None:
         check_key_variable(asked.api_key_env)
     _check_prices(asked)
-    return RebuildSpec(
+    return RebuildOrder(
         endpoints=tuple(dict.fromkeys(check_endpoint(url) for url in named)),
         api_key_env=asked.api_key_env,
         batch_size=asked.batch_size,
@@ -130,7 +126,7 @@ def _check_prices(asked: schemas.RebuildRequest) -> None:
         raise invalid([{"field": "budget", "detail": detail}])
 
 
-def swap_spec(asked: schemas.SwapRequest) -> SwapSpec:
+def swap_spec(asked: schemas.SwapRequest) -> SwapOrder:
     """A swap, checked.
 
     Raises:
@@ -138,7 +134,7 @@ def swap_spec(asked: schemas.SwapRequest) -> SwapSpec:
     """
     if asked.name is None and not asked.rollback:
         raise invalid([{"field": "name", "detail": "name the space, or send rollback: true"}])
-    return SwapSpec(asked.name, asked.rollback, asked.force, asked.expected_epoch, asked.wait_s)
+    return SwapOrder(asked.name, asked.rollback, asked.force, asked.expected_epoch, asked.wait_s)
 
 
 def deletion(asked: schemas.DeleteRequest) -> tuple[list[int], Filter | None]:

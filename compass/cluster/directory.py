@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorClass, ActorHandle
 
 from compass.cluster.stub import NAMESPACE, Remote
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.report import EstimateReport, Failure
 from compass.domain.space import Space
 from compass.errors import UnavailableError
 
@@ -76,12 +78,17 @@ class RayCluster:
         handle = await asyncio.to_thread(self._find, f"rebuild:{space_id}")
         return None if handle is None else Remote(lambda: handle)
 
-    async def estimate(self, uuid: str, space: Space, order: dict[str, Any]) -> Any:
+    async def estimate(
+        self, uuid: str, space: Space, order: RebuildOrder, known: Sequence[Failure]
+    ) -> EstimateReport:
         """The estimate of a rebuild, by a process of its own: not detached, so that it never outlives its caller."""
         actor = await asyncio.to_thread(self._start_estimator, uuid, space.id)
         try:
             async with asyncio.timeout(ESTIMATOR_S):
-                return await Remote(lambda: actor, once=frozenset({"estimate"})).estimate(order)
+                report: EstimateReport = await Remote(lambda: actor, once=frozenset({"estimate"})).estimate(
+                    order, known
+                )
+                return report
         except TimeoutError:
             raise UnavailableError(
                 f"the estimate was not ready within {ESTIMATOR_S:g} s", {"retry_after": 1}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from compass.domain.collection import Change, CollectionState
+from compass.domain.collection import Change, CollectionState, CollectionStats
 from compass.domain.embedding.fingerprint import Examined
 from compass.domain.history import Note
-from compass.domain.space import Space
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.report import EstimateReport, Failure
+from compass.domain.space import Lag, Space
 
 
 class CollectionPort(Protocol):
@@ -20,8 +22,8 @@ class CollectionPort(Protocol):
     async def change(self, change: Change, router: int, note: Note | None = None) -> CollectionState:
         """Commit a change and its note under its precondition, unless a newer router has asked."""
 
-    async def info(self) -> dict[str, Any]:
-        """{chunk_count, seq}."""
+    async def stats(self) -> CollectionStats:
+        """Its live chunks, and its last commit."""
 
     async def sweep(self) -> None:
         """Delete the bytes of dropped spaces."""
@@ -30,14 +32,14 @@ class CollectionPort(Protocol):
 class IndexPort(Protocol):
     """What the router asks of a space's index."""
 
-    async def lag_at(self, seq: int, wait_s: float) -> dict[str, int]:
-        """Wait for a commit; then {lag, quarantined, accepted}: chunks lacking, refused, given up by an order."""
+    async def lag_at(self, seq: int, wait_s: float) -> Lag:
+        """Wait for a commit; then what the space does without."""
 
     async def configure(self, space: Space) -> None:
         """Take the space as the log records it now."""
 
     async def ensure_memory(self, afresh: bool) -> None:
-        """Return if the index's node has the memory for every live chunk, `afresh` in place of what is held.
+        """Check that the index's node has the memory for every live chunk, `afresh` in place of what is held.
 
         Raises:
             InsufficientMemoryError: it has not.
@@ -47,14 +49,18 @@ class IndexPort(Protocol):
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
 
     async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
-        """Return if none of them turns out to be another model than the one that built the space."""
+        """Check that these endpoints are the model that built the space; one that is silent passes.
+
+        Raises:
+            FingerprintMismatchError: one is another model.
+        """
 
 
 class RebuildPort(Protocol):
     """What the router asks of a rebuild."""
 
-    async def start(self, job: dict[str, Any]) -> None:
-        """Begin the job, or go on with it."""
+    async def start(self, order: RebuildOrder) -> None:
+        """Begin the run, or go on with it."""
 
     async def cancel(self) -> None:
         """End the run and keep its work."""
@@ -81,7 +87,9 @@ class Cluster(Protocol):
     async def find_rebuild(self, space_id: str) -> RebuildPort | None:
         """The rebuild actor of a space, if there is one."""
 
-    async def estimate(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
+    async def estimate(
+        self, uuid: str, space: Space, order: RebuildOrder, known: Sequence[Failure]
+    ) -> EstimateReport:
         """The estimate of a rebuild, by a process that lives no longer than that; see `Estimator.estimate`."""
 
     async def stop_collection(self, uuid: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
+from dataclasses import fields, replace
 from typing import Any
 
 from compass.control.fingerprints import builder, mismatches
@@ -16,7 +16,8 @@ from compass.control.ports import Cluster
 from compass.control.transitions import Changes, new_space
 from compass.domain.collection import RestartSpace, SetSpace
 from compass.domain.history import By, Note
-from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
+from compass.domain.rebuild.report import EstimateReport, Failure
 from compass.domain.routing.table import CollectionRoute
 from compass.domain.space import BuiltBy, Space, Status
 from compass.errors import (
@@ -48,7 +49,7 @@ class RebuildOrders:
         self._estimating: set[str] = set()  # space ids
         self._stopping: set[str] = set()  # space ids whose rebuild's process somebody waits to end
 
-    async def start(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
+    async def start(self, collection: str, space: str, order: RebuildOrder, by: By) -> RebuildStarted:
         """Start a rebuild, or go on with an interrupted one.
 
         Raises:
@@ -58,25 +59,25 @@ class RebuildOrders:
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
-            endpoints = _endpoints(target, spec)
+            endpoints = _endpoints(target, order)
             if await self._refuse_running(target):
                 await self._cluster.stop_rebuild(target.id)
-            if not spec.restart:
+            if not order.restart:
                 await self.refuse_mixed_models(route, target)
                 await self._cluster.index(route.uuid, target).ensure_memory(False)
             else:
                 target = await self._restart(route, target, Note("restart", space, began_at, by))
                 route = self._changes.route(collection)
-            accept, key = spec.accept_new_fingerprint, spec.api_key_env
+            accept, key = order.accept_new_fingerprint, order.api_key_env
             built_by = await builder(self._cluster, route, target, endpoints, key, accept=accept, must_answer=False)
-            job = _job(target, spec, endpoints)
-            note = Note("rebuild", space, began_at, by, {"job_id": job["job_id"]})
-            target = await self._accept(route, target, spec, endpoints, built_by, note)
-            await self._cluster.rebuild(collection, route.uuid, target).start(job)
+            accepted = replace(order, endpoints=endpoints, job_id=f"rebuild-{secrets.token_hex(6)}")
+            note = Note("rebuild", space, began_at, by, {"job_id": accepted.job_id})
+            target = await self._accept(route, target, accepted, built_by, note)
+            await self._cluster.rebuild(collection, route.uuid, target).start(accepted)
             self.stop_when_done(collection, target)
-            return {"status": target.status, "job_id": job["job_id"]}
+            return RebuildStarted(target.status, accepted.job_id)
 
-    async def estimate(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def estimate(self, collection: str, space: str, order: RebuildOrder) -> EstimateReport:
         """What the rebuild would take and cost, and what of it would fail; changes nothing.
 
         It refuses what the order itself would be refused for, but tells of an endpoint that is another model.
@@ -84,9 +85,9 @@ class RebuildOrders:
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
-            endpoints = _endpoints(target, spec)
+            endpoints = _endpoints(target, order)
             await self._refuse_running(target)
-            if spec.restart:
+            if order.restart:
                 _refuse_default(route, target)
         if target.id in self._estimating:
             raise RebuildRunningError(
@@ -96,17 +97,16 @@ class RebuildOrders:
             )
         self._estimating.add(target.id)
         try:
-            order = {**_order(spec, endpoints), "restart": spec.restart}
-            failures = await self._known_failures(route, target, spec, endpoints)
-            return await self._cluster.estimate(route.uuid, target, {**order, "failures": failures})
+            known = await self._known_failures(route, target, order, endpoints)
+            return await self._cluster.estimate(route.uuid, target, replace(order, endpoints=endpoints), known)
         finally:
             self._estimating.discard(target.id)
 
     async def _known_failures(
-        self, route: CollectionRoute, target: Space, spec: RebuildSpec, endpoints: tuple[str, ...]
-    ) -> list[dict[str, Any]]:
+        self, route: CollectionRoute, target: Space, order: RebuildOrder, endpoints: tuple[str, ...]
+    ) -> list[Failure]:
         """What the order would be refused for, other models and memory, as failures of the report."""
-        accept, key, fresh = spec.accept_new_fingerprint, spec.api_key_env, spec.restart
+        accept, key, fresh = order.accept_new_fingerprint, order.api_key_env, order.restart
         others = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=fresh)
         found: list[CompassError] = list(others)
         try:
@@ -115,7 +115,7 @@ class RebuildOrders:
             await self._cluster.index(route.uuid, target).ensure_memory(fresh)
         except (FingerprintMismatchError, InsufficientMemoryError) as error:
             found.append(error)
-        return [{"type": e.type, "detail": e.detail, "ends_run": True, **e.fields} for e in found]
+        return [_failure(error) for error in found]
 
     async def _refuse_running(self, target: Space) -> bool:
         """Whether there is a process of an ended rebuild.
@@ -148,32 +148,31 @@ class RebuildOrders:
         self,
         route: CollectionRoute,
         target: Space,
-        spec: RebuildSpec,
-        endpoints: tuple[str, ...],
+        order: RebuildOrder,
         built_by: BuiltBy | None,
         note: Note,
     ) -> Space:
         """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
         config: dict[str, Any] = {}
         if target.config.embed_endpoint is None:
-            config["embed_endpoint"] = endpoints[0]
-            if spec.api_key_env:
-                config["api_key_env"] = spec.api_key_env
+            config["embed_endpoint"] = order.endpoints[0]
+            if order.api_key_env:
+                config["api_key_env"] = order.api_key_env
         status: Status | None = "building" if target.status == "failed" else None
         change = SetSpace(target.id, status, True, False, config, built_by)
         state = await self._changes.record(route, change, note)
         return state.by_id(target.id)
 
     async def refuse_mixed_models(self, route: CollectionRoute, space: Space) -> None:
-        """Return unless a run of the space has found that its endpoints' model changed under way.
+        """Refuse a space whose run has found that its endpoints' model changed under way.
 
         Raises:
             FingerprintMismatchError: it has.
         """
-        record = await asyncio.to_thread(self.vectors(route, space).read_run) or {}
-        if record.get("tainted"):
+        run = await asyncio.to_thread(self.vectors(route, space).read_run)
+        if run is not None and run.mixed_models:
             raise FingerprintMismatchError(
-                f"vector space {space.name!r} holds vectors of more than one model: {record['error']}. "
+                f"vector space {space.name!r} holds vectors of more than one model: {run.error}. "
                 "Rebuild it with restart, which empties it first",
                 {"space": space.name},
             )
@@ -224,14 +223,14 @@ class RebuildOrders:
 
 def _close_record(vectors: SpaceVectors) -> None:
     """Write down that a run was cancelled, where its process did not get to it."""
-    record = vectors.read_run()
-    if record and record.get("state") == "running":
-        vectors.write_run({**record, "state": "cancelled", "ended_at": time.time()})
+    run = vectors.read_run()
+    if run is not None and run.running:
+        vectors.write_run(replace(run, state="cancelled", ended_at=time.time()))
 
 
-def _endpoints(space: Space, spec: RebuildSpec) -> tuple[str, ...]:
+def _endpoints(space: Space, order: RebuildOrder) -> tuple[str, ...]:
     own = space.config.embed_endpoint
-    endpoints = spec.endpoints or ((own,) if own else ())
+    endpoints = order.endpoints or ((own,) if own else ())
     if not endpoints:
         raise InvalidRequestError(
             f"vector space {space.name!r} has no embed_endpoint of its own: name one in the request",
@@ -249,12 +248,8 @@ def _refuse_default(route: CollectionRoute, space: Space) -> None:
         )
 
 
-def _job(space: Space, spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
-    return {"job_id": f"rebuild-{secrets.token_hex(6)}", "space_id": space.id, **_order(spec, endpoints)}
-
-
-def _order(spec: RebuildSpec, endpoints: tuple[str, ...]) -> dict[str, Any]:
-    """What an order says, as plain values; the router keeps what is its own."""
-    mine = ("restart", "accept_new_fingerprint")
-    said = {name: value for name, value in asdict(spec).items() if name not in mine}
-    return {**said, "endpoints": list(endpoints)}
+def _failure(error: CompassError) -> Failure:
+    """An error that the order would be refused by, as a failure of the report."""
+    named = {f.name for f in fields(Failure)}
+    details = {name: value for name, value in error.fields.items() if name in named}
+    return Failure(error.type, error.detail, True, **details)

@@ -84,7 +84,7 @@ class Opening:
     async def _resume(self, route: CollectionRoute, space: Space) -> None:
         """See that the rebuild is there which the store says is running."""
         record = await asyncio.to_thread(self._rebuilds.vectors(route, space).read_run)
-        if record and record.get("state") == "running":
+        if record is not None and record.running:
             await self._cluster.rebuild(route.name, route.uuid, space).running()
         if await self._cluster.find_rebuild(space.id) is not None:
             self._rebuilds.stop_when_done(route.name, space)

@@ -20,11 +20,12 @@ from compass.control.reconciler import Opening
 from compass.control.transitions import Changes, Update, by_id, new_space, put, scope
 from compass.domain.collection import AddSpace, CollectionSpec, DropSpace, SetSpace, SwapDefault
 from compass.domain.history import By, Kind, Note
-from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
+from compass.domain.rebuild.report import EstimateReport
 from compass.domain.routing.publication import Ack, Directive
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder, Swapped
 from compass.domain.routing.table import CollectionRoute
-from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceChanges, SpaceConfig
 from compass.errors import (
     CollectionExistsError,
     ConfirmationNeededError,
@@ -136,25 +137,24 @@ class RouterService:
             space = new_space(name, config, "building", False)
             await self._changes.transition(route, AddSpace(space), {name}, note)
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By = NOBODY) -> None:
+    async def set_space(self, collection: str, space: str, changes: SpaceChanges, by: By = NOBODY) -> None:
         """Change fields of a space's config; a new endpoint must serve the model that built the space.
 
         Raises:
             FingerprintMismatchError: it says, or its vectors of stored texts show, that it is another one.
             EndpointUnavailableError: it does not answer.
         """
-        note = Note("change", space, time.time(), by, {"changed": sorted(changes)})
+        note = Note("change", space, time.time(), by, {"changed": changes.names()})
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
             target = route.space(space)
-            config = dict(changes)
-            accept, built_by = config.pop("accept_new_fingerprint", False), None
-            endpoint, key = config.get("embed_endpoint", target.config.embed_endpoint), target.config.api_key_env
-            if endpoint is not None and (accept or endpoint != target.config.embed_endpoint):
-                found = builder(self._cluster, route, target, (endpoint,), key, accept=accept, must_answer=True)
-                built_by = await found
-            if "ef_search" in config:
-                config["hnsw"] = replace(target.config.hnsw, ef_search=config.pop("ef_search"))
+            accept, built_by, old = changes.accept_new_fingerprint, None, target.config
+            endpoint = changes.embed_endpoint or old.embed_endpoint
+            if endpoint is not None and (accept or endpoint != old.embed_endpoint):
+                key = old.api_key_env
+                check = builder(self._cluster, route, target, (endpoint,), key, accept=accept, must_answer=True)
+                built_by = await check
+            config = changes.of_config(old)
             await self._changes.record(route, SetSpace(target.id, config=config, built_by=built_by), note)
 
     async def identified(self, collection: str, space_id: str, built_by: BuiltBy) -> None:
@@ -214,7 +214,7 @@ class RouterService:
 
     # ---- the swap
 
-    async def swap(self, collection: str, spec: SwapSpec, by: By = NOBODY) -> dict[str, Any]:
+    async def swap(self, collection: str, order: SwapOrder, by: By = NOBODY) -> Swapped:
         """Make a space the default: catch up, fence, commit, publish.
 
         From the first publication on, gateways acknowledge a write only when the target can find it too. So
@@ -230,21 +230,21 @@ class RouterService:
         began_at = time.time()
         async with await self._changes.lock(collection):
             route = self._changes.route(collection)
-            if spec.expected_epoch is not None and spec.expected_epoch != route.epoch:
+            if order.expected_epoch is not None and order.expected_epoch != route.epoch:
                 raise EpochMismatchError(
-                    f"epoch is {route.epoch}, expected {spec.expected_epoch}",
-                    {"epoch": route.epoch, "expected_epoch": spec.expected_epoch},
+                    f"epoch is {route.epoch}, expected {order.expected_epoch}",
+                    {"epoch": route.epoch, "expected_epoch": order.expected_epoch},
                 )
-            target = route.active_space(await self._named(route, spec))
-            answer = {"previous": route.default, "current": target.name, "epoch": route.epoch}
+            target = route.active_space(await self._named(route, order))
+            answer = Swapped(route.default, target.name, route.epoch)
             if route.default == target.name:
                 return answer
-            note = Note("rollback" if spec.rollback else "swap", target.name, began_at, by, _details(route, spec))
+            note = Note("rollback" if order.rollback else "swap", target.name, began_at, by, _details(route, order))
             change = SwapDefault(route.space(None).id, route.epoch, target.id, time.time())
             checks = (
                 self._refuse_unsound(route, target),
                 self._ensure_same_model(route, target),
-                self._reach_frontier(route, target, spec),
+                self._reach_frontier(route, target, order),
             )
             checking = [asyncio.create_task(check) for check in checks]
             try:
@@ -257,12 +257,12 @@ class RouterService:
                 await asyncio.gather(*checking, return_exceptions=True)
                 await self._changes.show_next(collection, None)
                 raise
-        return {**answer, "epoch": state.epoch}
+        return replace(answer, epoch=state.epoch)
 
-    async def _named(self, route: CollectionRoute, spec: SwapSpec) -> str:
+    async def _named(self, route: CollectionRoute, order: SwapOrder) -> str:
         """The space that the swap is to; a rollback without a name is to the previous default."""
-        if spec.space is not None:
-            return spec.space
+        if order.space is not None:
+            return order.space
         previous = (await self._changes.state(route)).previous_default
         if previous is None:
             raise NotFoundError(
@@ -287,7 +287,7 @@ class RouterService:
         if (endpoint := target.config.embed_endpoint) is not None:
             await self._cluster.index(route.uuid, target).ensure_same_model((endpoint,), target.config.api_key_env)
 
-    async def _reach_frontier(self, route: CollectionRoute, target: Space, spec: SwapSpec) -> None:
+    async def _reach_frontier(self, route: CollectionRoute, target: Space, order: SwapOrder) -> None:
         """Let writes wait for the target too, and the target for the writes before; `force` does without those.
 
         Raises:
@@ -295,15 +295,14 @@ class RouterService:
             SpaceQuarantinedError: it has given up chunks that nobody else has given up.
         """
         await self._changes.show_next(route.name, target.name)
-        if spec.force:
+        if order.force:
             return
-        lacks = await self._changes.reach_frontier(route, target, spec.wait_s)
-        refused, accepted = lacks["quarantined"], lacks["accepted"]
-        if refused > accepted:
+        behind = await self._changes.reach_frontier(route, target, order.wait_s)
+        if behind.quarantined > behind.accepted:
             raise SpaceQuarantinedError(
-                f"{refused} chunks of vector space {target.name!r} are quarantined, {accepted} of them accepted: "
-                "rebuild it again to retry them, with max_failed to accept them, or swap with force",
-                {"space": target.name, "quarantined": refused, "accepted": accepted},
+                f"{behind.quarantined} chunks of vector space {target.name!r} are quarantined, {behind.accepted} of "
+                "them accepted: rebuild it again to retry them, with max_failed to accept them, or swap with force",
+                {"space": target.name, "quarantined": behind.quarantined, "accepted": behind.accepted},
             )
 
     async def _guard_drop(self, route: CollectionRoute, target: Space) -> None:
@@ -317,19 +316,21 @@ class RouterService:
 
     async def _note_of_run(self, kind: Kind, route: CollectionRoute, space: Space, **details: Any) -> Note:
         """A note of how a rebuild ended; it took as long as the run."""
-        run = await asyncio.to_thread(self._rebuilds.vectors(route, space).read_run) or {}
-        began_at = run.get("started_at", time.time())
-        return Note(kind, space.name, began_at, details={**details, "job_id": run.get("job_id")})
+        run = await asyncio.to_thread(self._rebuilds.vectors(route, space).read_run)
+        began_at = run.started_at if run else time.time()
+        return Note(kind, space.name, began_at, details={**details, "job_id": run.order.job_id if run else None})
 
     # ---- rebuilds
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By = NOBODY) -> dict[str, Any]:
+    async def start_rebuild(
+        self, collection: str, space: str, order: RebuildOrder, by: By = NOBODY
+    ) -> RebuildStarted:
         """Start a rebuild, or go on with an interrupted one."""
-        return await self._rebuilds.start(collection, space, spec, by)
+        return await self._rebuilds.start(collection, space, order, by)
 
-    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def estimate_rebuild(self, collection: str, space: str, order: RebuildOrder) -> EstimateReport:
         """What a rebuild would take and cost, and what of it would fail; changes nothing."""
-        return await self._rebuilds.estimate(collection, space, spec)
+        return await self._rebuilds.estimate(collection, space, order)
 
     async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
@@ -356,6 +357,6 @@ class RouterService:
         return task
 
 
-def _details(route: CollectionRoute, spec: SwapSpec) -> dict[str, Any]:
+def _details(route: CollectionRoute, order: SwapOrder) -> dict[str, Any]:
     details: dict[str, Any] = {"previous": route.default}
-    return {**details, "forced": True} if spec.force else details
+    return {**details, "forced": True} if order.force else details

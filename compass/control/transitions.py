@@ -21,7 +21,7 @@ from compass.domain.collection import Change, CollectionState
 from compass.domain.history import Note
 from compass.domain.routing.publication import Scope
 from compass.domain.routing.table import CollectionRoute, RoutingTable
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import Lag, Space, SpaceConfig
 from compass.errors import NotFoundError, SpaceLagsError, TakenOverError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -108,21 +108,21 @@ class Changes:
 
         await self._publisher.transition(scope(collection, set(), False), commit)
 
-    async def reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> dict[str, int]:
-        """Wait until a space has what the log holds now; what it does without: {lag: 0, quarantined, accepted}.
+    async def reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> Lag:
+        """Wait until a space has what the log holds now; what it does without.
 
         Raises:
             SpaceLagsError: it has not within `wait_s`.
         """
-        frontier = (await self._cluster.collection(route.uuid).info())["seq"]
-        lacks: dict[str, int] = await self._cluster.index(route.uuid, space).lag_at(frontier, wait_s)
-        if lag := lacks["lag"]:
+        frontier = (await self._cluster.collection(route.uuid).stats()).seq
+        behind = await self._cluster.index(route.uuid, space).lag_at(frontier, wait_s)
+        if lag := behind.lag:
             raise SpaceLagsError(
                 f"vector space {space.name!r} of {route.name!r} still lacks {lag} chunks after {wait_s:g} s; "
                 "see its status, and its endpoint",
                 {"space": space.name, "lag": lag},
             )
-        return lacks
+        return behind
 
     async def tell(self, uuid: str, spaces: Iterable[Space]) -> None:
         """Let each index know its space's record. One that is silent reads it in the log, when it can."""

@@ -207,3 +207,24 @@ class SpaceChanges:
     query_prompt_name: str | Unchanged | None = UNCHANGED
     ef_search: int | None = None
     accept_new_fingerprint: bool = False
+
+    def names(self) -> list[str]:
+        """What is to change, sorted."""
+        named = {
+            "embed_endpoint": self.embed_endpoint is not None,
+            "query_prompt_name": self.query_prompt_name is not UNCHANGED,
+            "ef_search": self.ef_search is not None,
+            "accept_new_fingerprint": self.accept_new_fingerprint,
+        }
+        return sorted(name for name, is_named in named.items() if is_named)
+
+    def of_config(self, config: SpaceConfig) -> dict[str, Any]:
+        """The fields of a space's config that change, with their new values."""
+        changed: dict[str, Any] = {}
+        if self.embed_endpoint is not None:
+            changed["embed_endpoint"] = self.embed_endpoint
+        if self.query_prompt_name is not UNCHANGED:
+            changed["query_prompt_name"] = self.query_prompt_name
+        if self.ef_search is not None:
+            changed["hnsw"] = replace(config.hnsw, ef_search=self.ef_search)
+        return changed

@@ -24,13 +24,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compass.domain.chunk import FloatMatrix, FloatVector, has_text
 from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.names import check_dims
 from compass.embedding.rate_limit import Pace
 from compass.errors import EndpointRefusedError
@@ -139,7 +139,7 @@ class BuiltinEmbedder:
         """The model's name; it runs in this process."""
         return [ServerInfo(model_id=f"builtin/{self._model.name}", pooling="hashing")]
 
-    def endpoints(self) -> list[dict[str, Any]]:
+    def endpoints(self) -> list[EndpointStats]:
         """None: it runs in this process."""
         return []
 

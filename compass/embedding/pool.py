@@ -20,6 +20,7 @@ import stamina
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding.aimd import FIRST_BATCH
 from compass.domain.embedding.contract import Kind, ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.space import SpaceConfig
 from compass.embedding.endpoint.base import Endpoint, TooManyError
 from compass.embedding.endpoint.http import Connections
@@ -141,9 +142,9 @@ class HttpEmbedder:
         rest = [self._batch(texts[i : i + step]) for i in range(done, len(texts), step)]
         return np.concatenate(parts + await _all(rest))
 
-    def endpoints(self) -> list[dict[str, Any]]:
-        """How each endpoint does: [{url, state, in_flight, docs_per_s, docs, tokens, errors, last_error}]."""
-        return [{**endpoint.stats(), "state": "up"} for endpoint in self._endpoints]
+    def endpoints(self) -> list[EndpointStats]:
+        """How each endpoint does, in their order."""
+        return [endpoint.stats() for endpoint in self._endpoints]
 
     async def describe(self) -> list[ServerInfo]:
         """What each endpoint's `/info` says now, in their order.

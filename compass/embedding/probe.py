@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.aimd import FIRST_BATCH, FIRST_WINDOW
 from compass.domain.embedding.contract import Embedded, Embedder
-from compass.domain.rebuild.estimate import Answer, Probed
+from compass.domain.embedding.endpoint_stats import EndpointStats
+from compass.domain.rebuild.estimate import Answer, Fault, Probed
 from compass.embedding.open import embed_each
 from compass.errors import CompassError, EndpointUnavailableError
 
@@ -54,7 +54,8 @@ class Probe:
 
     async def run(self) -> Probed:
         """Measure, and tell; what goes wrong at the endpoint is told, not raised."""
-        self._began_s, fault = time.monotonic(), None
+        self._began_s = time.monotonic()
+        fault: Fault | None = None
         self._next = EXTREMES if len(self.texts) >= FEW else 0
         try:
             self._send(WARM_UP)
@@ -65,17 +66,17 @@ class Probe:
                 self._feed()
             await self._ask_extremes()
         except CompassError as error:
-            fault = {"type": error.type, "detail": error.detail}
+            fault = Fault(error.type, error.detail)
         finally:
             self._drop()
             await asyncio.gather(*self._waiting, return_exceptions=True)
-        return self._told(fault)
+        return self._result(fault)
 
     def _feed(self) -> None:
         """Keep twice as many texts waiting as are in flight, as a rebuild does."""
-        told = self._status()
-        batch = max(1, min(told.get("batch_size") or FIRST_BATCH, self._most))
-        wanted = 2 * batch * (told.get("window") or FIRST_WINDOW)
+        stats = self._stats()
+        batch = max(1, min(stats.batch_size or FIRST_BATCH, self._most))
+        wanted = 2 * batch * (stats.window or FIRST_WINDOW)
         while self._next < len(self.texts) and len(self._waiting) * batch < wanted:
             self._send(batch)
 
@@ -126,12 +127,12 @@ class Probe:
 
     def _check_alive(self, now_s: float) -> None:
         """Raise if the endpoint has been down for a while."""
-        if self._status().get("state") != "down":
+        if self._stats().state != "down":
             self._down_at_s = None
             return
         self._down_at_s = now_s if self._down_at_s is None else self._down_at_s
         if now_s - self._down_at_s >= DOWN_S:
-            raise EndpointUnavailableError(self._status().get("last_error") or f"{self.name} is down")
+            raise EndpointUnavailableError(self._stats().last_error or f"{self.name} is down")
 
     def _is_enough(self) -> bool:
         now_s = time.monotonic() - self._began_s
@@ -144,20 +145,20 @@ class Probe:
         docs = sum(a.docs for a in self._answers[1:])
         return docs >= MEASURE_DOCS and now_s - self._answers[0].at_s >= MEASURE_S
 
-    def _status(self) -> dict[str, Any]:
-        return next(iter(self.embedder.endpoints()), {})
+    def _stats(self) -> EndpointStats:
+        return next(iter(self.embedder.endpoints()), EndpointStats(self.name))
 
-    def _told(self, fault: dict[str, Any] | None) -> Probed:
-        status = self._status()
+    def _result(self, fault: Fault | None) -> Probed:
+        stats = self._stats()
         return Probed(
             self.name,
             tuple(self._answers),
             len(self._taken),
             sum(len(self.texts[at]) for at in self._taken),
-            status.get("tokens", 0),
+            stats.tokens,
             dict(sorted(self._refused.items())),
             tuple(self._taken),
-            status.get("batch_size"),
+            stats.batch_size,
             fault,
         )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Embedder, ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.embedding.fingerprint import check, served_by
 from compass.domain.space import Space
 from compass.errors import EmbeddingError
@@ -46,7 +46,7 @@ class CheckedEmbedder:
         """As the embedder's own."""
         return await self._embedder.describe()
 
-    def endpoints(self) -> list[dict[str, Any]]:
+    def endpoints(self) -> list[EndpointStats]:
         """As the embedder's own."""
         return self._embedder.endpoints()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
+from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus
 from compass.domain.search.query import Hit, Query
+from compass.domain.space import SpaceStats
 from compass.gateway.ports import SpaceIndex
 
 MAX_BATCH = 64
@@ -30,15 +31,15 @@ class BatchedIndex:
         """As the index says."""
         return await self._index.follow(seq, wait_s)
 
-    async def info(self) -> dict[str, Any]:
+    async def stats(self) -> SpaceStats:
         """As the index says."""
-        return await self._index.info()
+        return await self._index.stats()
 
-    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
         """As the index says."""
         return await self._index.quarantine(after, limit)
 
-    async def rebuild_status(self) -> dict[str, Any]:
+    async def rebuild_status(self) -> RebuildStatus:
         """As the index says."""
         return await self._index.rebuild_status()
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from compass import __version__
-from compass.api import operations, schemas
-from compass.api import responses as shown
+from compass.api import operations, responses, schemas
 from compass.api.estimates import RebuildEstimate
 from compass.api.requests import (
     collection_spec,
@@ -121,7 +120,7 @@ class Gateway:
         status = None
         try:
             async with asyncio.timeout(READY_S):
-                status = shown.rebuild_status(space, await self._indexes(space).rebuild_status())
+                status = responses.rebuild_status(space, await self._indexes(space).rebuild_status())
         except (TimeoutError, CompassError) as error:
             log.warning("no metrics of vector space %s: %s", space.name, error or "timeout")
         plain = None if status is None else msgspec.to_builtins(status)
@@ -152,10 +151,10 @@ class Gateway:
         """
         async with self._table.route(collection, None) as routed:
             route = routed.route
-            info, spaces = await asyncio.gather(
-                self._collections(route.uuid).info(), self._space_infos(route.spaces.values())
+            stats, spaces = await asyncio.gather(
+                self._collections(route.uuid).stats(), self._space_infos(route.spaces.values())
             )
-        return shown.collection_info(route, info, spaces)
+        return responses.collection_info(route, stats, spaces)
 
     async def delete_collection(self, collection: str) -> None:
         """Delete it; when this returns its bytes are gone."""
@@ -199,7 +198,7 @@ class Gateway:
         async with self._table.route(collection, None) as routed:
             chunks = await self._collections(routed.route.uuid).page(after, limit)
         more = len(chunks) == limit
-        return schemas.ChunkPage([shown.chunk_shown(chunk) for chunk in chunks], chunks[-1].id if more else None)
+        return schemas.ChunkPage([responses.chunk_shown(chunk) for chunk in chunks], chunks[-1].id if more else None)
 
     async def chunk(self, collection: str, chunk_id: int) -> schemas.Chunk:
         """One chunk.
@@ -211,7 +210,7 @@ class Gateway:
             chunk = await self._collections(routed.route.uuid).chunk(chunk_id)
         if chunk is None:
             raise _no_chunk(collection, chunk_id)
-        return shown.chunk_shown(chunk)
+        return responses.chunk_shown(chunk)
 
     async def delete_chunk(self, collection: str, chunk_id: int) -> schemas.DeleteAnswer:
         """Delete one chunk.
@@ -258,7 +257,7 @@ class Gateway:
         except SpaceNotActiveError as error:
             raise await self._with_progress(error, collection, name) from None
         return schemas.SearchResponse(
-            results=[shown.result(hit, space) for hit in hits],
+            results=[responses.result(hit, space) for hit in hits],
             total=len(hits),
             took_us=round(1e6 * (self._clock() - started)),
             mode="semantic",
@@ -316,13 +315,13 @@ class Gateway:
         Raises:
             SpaceNotActiveError, SpaceLagsError, SpaceQuarantinedError, EpochMismatchError, RebuildRunningError.
         """
-        answer = await self._router.swap(collection, swap_spec(body), By(who, body.reason))
-        return msgspec.convert(answer, schemas.Swapped)
+        swapped = await self._router.swap(collection, swap_spec(body), By(who, body.reason))
+        return schemas.Swapped(swapped.previous, swapped.current, swapped.epoch)
 
     async def history(self, collection: str) -> schemas.History:
         """What was done to the spaces of a collection, oldest first."""
         route = await self._route(collection)
-        return shown.history(await self._collections(route.uuid).history())
+        return responses.history(await self._collections(route.uuid).history())
 
     # ---- rebuilds
 
@@ -337,9 +336,9 @@ class Gateway:
         """
         spec = rebuild_spec(body, (await self._route(collection)).space(space))
         if body.dry_run:
-            return msgspec.convert(await self._router.estimate_rebuild(collection, space, spec), RebuildEstimate)
+            return responses.estimate(await self._router.estimate_rebuild(collection, space, spec))
         started = await self._router.start_rebuild(collection, space, spec, By(who, body.reason))
-        return msgspec.convert(started, schemas.RebuildStarted)
+        return schemas.RebuildStarted(started.status, started.job_id)
 
     async def cancel_rebuild(
         self, collection: str, space: str, reason: str | None = None, who: str | None = None
@@ -355,7 +354,7 @@ class Gateway:
     async def rebuild_status(self, collection: str, space: str) -> schemas.RebuildStatus:
         """How far a space is: progress is 1.0 exactly when its status is active."""
         found = (await self._route(collection)).space(space)
-        return shown.rebuild_status(found, await self._indexes(found).rebuild_status())
+        return responses.rebuild_status(found, await self._indexes(found).rebuild_status())
 
     async def quarantine(self, collection: str, space: str, after: int = -1, limit: int = 100) -> schemas.Quarantine:
         """A page of the chunks that a space's endpoint refuses for themselves, by chunk id.
@@ -365,7 +364,10 @@ class Gateway:
         """
         _check_limit(limit)
         found = await self._indexes((await self._route(collection)).space(space)).quarantine(after, limit)
-        chunks = msgspec.convert(found, list[schemas.QuarantinedChunk])
+        chunks = [
+            schemas.QuarantinedChunk(id=c.id, file_id=c.file_id, chunk_index=c.chunk_index, reason=c.reason)
+            for c in found
+        ]
         return schemas.Quarantine(chunks, chunks[-1].id if len(chunks) == limit else None)
 
     # ---- what the above are made of
@@ -384,7 +386,7 @@ class Gateway:
         return list(await asyncio.gather(*(self._space_info(space) for space in spaces)))
 
     async def _space_info(self, space: Space) -> schemas.SpaceInfo:
-        return shown.space_info(space, await self._indexes(space).info())
+        return responses.space_info(space, await self._indexes(space).stats())
 
     def _acknowledge(self, route: CollectionRoute, seq: int) -> None:
         self._acknowledged[route.uuid] = max(seq, self._acknowledged.get(route.uuid, 0))
@@ -431,7 +433,7 @@ class Gateway:
         known = self._acknowledged.get(route.uuid, 0)
         if wanted is None or wanted <= known:
             return known
-        last = (await self._collections(route.uuid).info())["seq"]
+        last = (await self._collections(route.uuid).stats()).seq
         if wanted > last:
             detail = f"{wanted} is no commit of {route.name!r}; its last one is {last}"
             raise invalid([{"field": "min_seq", "detail": detail}])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from compass.domain.chunk import Chunk, ChunkInput
-from compass.domain.collection import CollectionSpec
+from compass.domain.collection import CollectionSpec, CollectionStats
 from compass.domain.filters import Filter
 from compass.domain.history import By, Event
-from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
+from compass.domain.rebuild.report import EstimateReport
+from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus
 from compass.domain.receipts import Deleted, Ingested
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder, Swapped
 from compass.domain.search.query import Hit, Query
-from compass.domain.space import SpaceConfig
+from compass.domain.space import SpaceChanges, SpaceConfig, SpaceStats
 
 
 class Router(Protocol):
@@ -28,19 +30,19 @@ class Router(Protocol):
     async def add_space(self, collection: str, name: str, config: SpaceConfig, by: By) -> None:
         """Add a building space."""
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By) -> None:
-        """Change fields of a space's config: embed_endpoint, query_prompt_name, ef_search."""
+    async def set_space(self, collection: str, space: str, changes: SpaceChanges, by: By) -> None:
+        """Change fields of a space's config."""
 
     async def drop_space(self, collection: str, space: str, confirm: str | None, by: By) -> None:
         """Drop a space; when this returns its bytes are gone. `confirm`: its name, where that is wanted."""
 
-    async def swap(self, collection: str, spec: SwapSpec, by: By) -> dict[str, Any]:
-        """Make a space the default: {previous, current, epoch}."""
+    async def swap(self, collection: str, order: SwapOrder, by: By) -> Swapped:
+        """Make a space the default."""
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By) -> dict[str, Any]:
-        """Start or resume a rebuild: {status, job_id}."""
+    async def start_rebuild(self, collection: str, space: str, order: RebuildOrder, by: By) -> RebuildStarted:
+        """Start or resume a rebuild."""
 
-    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def estimate_rebuild(self, collection: str, space: str, order: RebuildOrder) -> EstimateReport:
         """What this rebuild would take and cost, and what of it would fail; changes nothing."""
 
     async def cancel_rebuild(self, collection: str, space: str, by: By) -> None:
@@ -62,8 +64,8 @@ class Collection(Protocol):
     async def page(self, after: int, limit: int) -> list[Chunk]:
         """Up to `limit` chunks whose id is greater than `after`, by id."""
 
-    async def info(self) -> dict[str, Any]:
-        """{chunk_count, seq}."""
+    async def stats(self) -> CollectionStats:
+        """Its live chunks, and its last commit."""
 
     async def history(self) -> list[Event]:
         """What was done to the collection, oldest first."""
@@ -78,11 +80,11 @@ class SpaceIndex(Protocol):
     async def follow(self, seq: int, wait_s: float) -> int:
         """Wait until the space can find what was written up to `seq`; how many chunks it still lacks."""
 
-    async def info(self) -> dict[str, Any]:
-        """{vectors, lag, quarantined, accepted, bytes_on_disk, error?}."""
+    async def stats(self) -> SpaceStats:
+        """What it holds, and what it lacks."""
 
-    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """A page of the refused chunks by id: [{id, file_id, chunk_index, reason}]."""
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
+        """A page of the refused chunks, by id."""
 
-    async def rebuild_status(self) -> dict[str, Any]:
-        """RebuildStatus of the HTTP interface, the `status` of the space left out."""
+    async def rebuild_status(self) -> RebuildStatus:
+        """How far its rebuild is."""

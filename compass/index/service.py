@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
 from compass.domain.embedding.contract import Embedder
 from compass.domain.embedding.fingerprint import Examined
 from compass.domain.memory import UNLIMITED, Room
-from compass.domain.rebuild.progress import status_of_run
+from compass.domain.rebuild.run_record import RunRecord
+from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus, status_of_run
 from compass.domain.search.query import Hit, Query
-from compass.domain.space import BuiltBy, Space
+from compass.domain.space import BuiltBy, Lag, Space, SpaceStats
 from compass.embedding.open import embed_each
 from compass.errors import CompassError, ConflictError, InsufficientMemoryError
 from compass.index.space_model import SpaceModel
@@ -79,7 +81,7 @@ class SpaceIndex:
         self._missing = EMPTY  # live, embeddable, and neither held nor quarantined: sorted
         self._newest = -1  # the greatest vid met; a file that holds a greater one is ahead of the view
         self._refused: dict[int, str] = {}
-        self._run: dict[str, Any] = {}
+        self._run: RunRecord | None = None
         self._seq = 0  # the search is level with the log up to here, but for `_missing`
         self._saved_rows = 0
         self._error: str | None = None
@@ -113,9 +115,10 @@ class SpaceIndex:
                     await self._moved.wait_for(lambda: not (self._missing <= bound).any())
         return int((self._missing <= bound).sum())
 
-    async def lag_at(self, seq: int, wait_s: float) -> dict[str, int]:
-        """As `follow`; then {lag, quarantined, accepted}, for what it lacked may have been refused meanwhile."""
-        return {"lag": await self.follow(seq, wait_s), **self._given_up()}
+    async def lag_at(self, seq: int, wait_s: float) -> Lag:
+        """As `follow`; with what is quarantined then, for what it lacked may have been refused meanwhile."""
+        lag = await self.follow(seq, wait_s)
+        return Lag(lag, len(self._refused), self._accepted())
 
     async def load_files(self, keys: Sequence[str]) -> None:
         """Take in vector files of a rebuild; returns when they are in the graph, so that memory stays flat."""
@@ -137,32 +140,35 @@ class SpaceIndex:
         await self._ready()
         self._use(space)
 
-    async def info(self) -> dict[str, Any]:
-        """{vectors, lag, quarantined, accepted, bytes_on_disk, error}."""
+    async def stats(self) -> SpaceStats:
+        """What it holds, and what it lacks."""
         search = await self._ready()
-        return {
-            "vectors": len(search),
-            "lag": len(self._missing),
-            **self._given_up(),
-            "bytes_on_disk": await asyncio.to_thread(self._vectors.bytes_on_disk),
-            "error": self._error,
-        }
+        return SpaceStats(
+            vectors=len(search),
+            lag=len(self._missing),
+            quarantined=len(self._refused),
+            accepted=self._accepted(),
+            bytes_on_disk=await asyncio.to_thread(self._vectors.bytes_on_disk),
+            error=self._error,
+        )
 
-    async def rebuild_status(self) -> dict[str, Any]:
-        """RebuildStatus of the HTTP interface, but for the space's `status`."""
+    async def rebuild_status(self) -> RebuildStatus:
+        """How far its rebuild is, by its last run and by what it holds now."""
         search = await self._ready()
         run = await asyncio.to_thread(self._vectors.read_run)
-        total = await asyncio.to_thread(self._view.count)
-        shown = status_of_run(run, active=self._space.status == "active")
-        lag = len(self._missing)
-        status = {**shown, "embedded": len(search), "total": total, "failed": len(self._refused), "lag": lag}
-        status["quarantined"] = await asyncio.to_thread(self._shown_quarantine, -1, SHOWN_REFUSALS)
-        if self._error and not status.get("error"):
-            status["error"] = self._error
-        return status
+        status = status_of_run(run, active=self._space.status == "active")
+        return replace(
+            status,
+            embedded=len(search),
+            total=await asyncio.to_thread(self._view.count),
+            failed=len(self._refused),
+            lag=len(self._missing),
+            quarantined=tuple(await asyncio.to_thread(self._shown_quarantine, -1, SHOWN_REFUSALS)),
+            error=status.error or self._error,
+        )
 
-    async def quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
-        """Up to `limit` refused chunks with an id above `after`, by id: [{id, file_id, chunk_index, reason}]."""
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
+        """Up to `limit` refused chunks with an id above `after`, by id."""
         await self._ready()
         return await asyncio.to_thread(self._shown_quarantine, after, limit)
 
@@ -226,7 +232,7 @@ class SpaceIndex:
         if self._opening.done() and not self._is_open():
             self._opening = asyncio.get_running_loop().create_task(self._open())
         await self._ready()
-        if self._run.get("state") == "running":
+        if self._is_rebuilding():
             await self._refresh_run()  # a process that was killed does not say that its run has ended
         await self._catch_up(0)
         self._model.check()
@@ -252,7 +258,7 @@ class SpaceIndex:
         self._search = saved[0] if saved else SpaceSearch(config, view, self._room)
         self._saved_rows = len(self._search)
         self._refused = await asyncio.to_thread(self._vectors.quarantined)
-        self._run = await self._read_run()
+        self._run = await asyncio.to_thread(self._vectors.read_run)
         async with self._step_lock:
             await self._level()
             await self._read_space()
@@ -260,19 +266,16 @@ class SpaceIndex:
     def _is_open(self) -> bool:
         return self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
 
-    async def _read_run(self) -> dict[str, Any]:
-        record = await asyncio.to_thread(self._vectors.read_run)
-        return record or {}
+    def _is_rebuilding(self) -> bool:
+        return self._run is not None and self._run.running
 
     async def _refresh_run(self) -> None:
         """Read the run's record; what an ended run has left in files is not embedded again."""
         async with self._step_lock:
-            run = await self._read_run()
-            owner = [(r.get("attempt"), r.get("state"), r.get("owns_below")) for r in (run, self._run)]
-            self._run = run
-            if owner[0] != owner[1]:
+            before, self._run = self._run, await asyncio.to_thread(self._vectors.read_run)
+            if _ownership(before) != _ownership(self._run):
                 await self._read_quarantine()
-                if run.get("state") != "running":
+                if not self._is_rebuilding():
                     await self._take_what_fits()
                 self._missing = await self._lacking(await asyncio.to_thread(self._view.embeddable_vids))
         await self._announce()
@@ -415,11 +418,9 @@ class SpaceIndex:
         """
         if not self._space.follows or self._space.config.embed_endpoint is None:
             return EMPTY
-        running = self._run.get("state") == "running"
-        if not running and self._space.status != "active":
-            return EMPTY
-        bound = int(self._run.get("owns_below", 0)) if running else 0
-        return self._missing[self._missing >= bound]
+        if self._run is not None and self._run.running:
+            return self._missing[self._missing >= self._run.owns_below]
+        return self._missing if self._space.status == "active" else EMPTY
 
     async def _embed_missing(self) -> None:
         search = await self._ready()
@@ -448,17 +449,14 @@ class SpaceIndex:
         found, rows = self._vectors.get(some.tolist())
         return [(texts[v], row) for v, row in zip(found.tolist(), rows, strict=True) if v in texts]
 
-    def _given_up(self) -> dict[str, int]:
-        """Accepted: by whoever ordered the last run."""
-        return {"quarantined": len(self._refused), "accepted": self._run.get("max_failed", 0)}
+    def _accepted(self) -> int:
+        """How many quarantined chunks the order of the last run allows."""
+        return self._run.order.max_failed if self._run else 0
 
-    def _shown_quarantine(self, after: int, limit: int) -> list[dict[str, Any]]:
+    def _shown_quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
         refused = dict(self._refused)
         chunks = sorted((c.id, vid, c) for vid, c in self._view.by_vids(list(refused)).items() if c.id > after)
-        return [
-            {"id": c.id, "file_id": c.file_id, "chunk_index": c.chunk_index, "reason": refused[vid]}
-            for _, vid, c in chunks[:limit]
-        ]
+        return [QuarantinedChunk(c.id, c.file_id, c.chunk_index, refused[vid]) for _, vid, c in chunks[:limit]]
 
     async def _keep(self, vids: IntVector, rows: FloatMatrix) -> None:
         if not len(vids):
@@ -488,7 +486,7 @@ class SpaceIndex:
         if search.compact_due():
             await self._in_builder(SpaceSearch.compact)
         grown = len(search) - self._saved_rows
-        if grown > 1_000 and grown > SAVE_GROWTH * self._saved_rows and self._run.get("state") != "running":
+        if grown > 1_000 and grown > SAVE_GROWTH * self._saved_rows and not self._is_rebuilding():
             await self._save()
 
     async def _save(self) -> None:
@@ -501,7 +499,7 @@ class SpaceIndex:
         """Whether callers have given a building space without endpoint a vector for every live chunk."""
         space = self._space
         fed = space.status == "building" and space.config.embed_endpoint is None
-        return fed and not self._run and len(self._search or ()) > 0 and not len(self._missing)
+        return fed and self._run is None and len(self._search or ()) > 0 and not len(self._missing)
 
     async def _announce(self) -> None:
         async with self._moved:
@@ -511,3 +509,8 @@ class SpaceIndex:
         if error != self._error:
             log.warning("space %s of %s lags: %s", self._space.name, self._vectors.space_id, error)
         self._error = error
+
+
+def _ownership(run: RunRecord | None) -> tuple[str, str, int] | None:
+    """Whose work which vids are, as a run's record says."""
+    return None if run is None else (run.attempt, run.state, run.owns_below)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.embedding.contract import Embedder
 from compass.domain.embedding.endpoint_url import shown
 from compass.domain.rebuild.budget import Price
-from compass.domain.rebuild.estimate import Built, Probed, SpaceSize, Terms, Work, sample_order
-from compass.domain.rebuild.forecast import forecast
+from compass.domain.rebuild.estimate import Built, Fault, Probed, SpaceSize, Terms, Work, sample_order
+from compass.domain.rebuild.forecast import ChunkKey, forecast
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.report import EstimateReport, Failure
 from compass.domain.space import BUILTIN, Space, SpaceConfig
 from compass.embedding.probe import Probe
 from compass.errors import CompassError
@@ -51,10 +53,10 @@ class Estimator:
         self._space, self._view, self._vectors = space, view, vectors
         self._open_embedder = open_embedder
 
-    async def estimate(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        """The report on an order, see `domain.forecast`; `failures` of the order are known already."""
+    async def estimate(self, order: RebuildOrder, known: Sequence[Failure] = ()) -> EstimateReport:
+        """The report on an order; `known` will fail already."""
         began_s = time.monotonic()
-        work, vids = await asyncio.to_thread(self._work, bool(order.get("restart")))
+        work, vids = await asyncio.to_thread(self._work, order.restart)
         sampled = sample_order(work.lengths, SAMPLED)
         texts, kept = await asyncio.to_thread(self._texts, vids, sampled)
         sampled = sampled[kept]
@@ -65,16 +67,15 @@ class Estimator:
         refused = sorted({at for one in probed for at in one.refused})
         chunks = await asyncio.to_thread(self._chunks, vids[sampled], refused)
         terms = Terms(
-            len(order["endpoints"]),
-            order.get("max_docs_per_s"),
-            order.get("max_failed", 0),
-            Price(order.get("cost_per_million_tokens"), order.get("cost_per_hour")),
-            order.get("budget"),
+            len(order.endpoints),
+            order.max_docs_per_s,
+            order.max_failed,
+            Price(order.cost_per_million_tokens, order.cost_per_hour),
+            order.budget,
         )
         footprint = footprint_of(self._space.config, work.embeddable)
-        known = order.get("failures", ())
         report = forecast(work, probed, sampled, built, footprint, terms, chunks=chunks, failures=known)
-        return {**report, "took_s": round(time.monotonic() - began_s, 2)}
+        return replace(report, took_s=round(time.monotonic() - began_s, 2))
 
     def _work(self, restart: bool) -> tuple[Work, IntVector]:
         """What is missing, quarantined chunks among it: an order tries them again. With the vids of it."""
@@ -89,27 +90,22 @@ class Estimator:
         kept = [at for at, vid in enumerate(vids[sampled].tolist()) if vid in texts]
         return [texts[vid] for vid in vids[sampled][kept].tolist()], np.array(kept, np.int64)
 
-    def _chunks(self, vids: IntVector, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
-        found = self._view.by_vids(vids[list(positions)])
-        named = {at: found.get(int(vids[at])) for at in positions}
-        return {
-            at: {"id": c.id, "file_id": c.file_id, "chunk_index": c.chunk_index}
-            for at, c in named.items()
-            if c is not None
-        }
+    def _chunks(self, vids: IntVector, positions: Sequence[int]) -> dict[int, ChunkKey]:
+        chunks = self._view.by_vids(vids[list(positions)])
+        named = {at: chunks.get(int(vids[at])) for at in positions}
+        return {at: (c.id, c.file_id, c.chunk_index) for at, c in named.items() if c is not None}
 
-    async def _probe(self, order: Mapping[str, Any], texts: Sequence[str]) -> tuple[list[Probed], FloatMatrix | None]:
+    async def _probe(self, order: RebuildOrder, texts: Sequence[str]) -> tuple[list[Probed], FloatMatrix | None]:
         """Measure every endpoint, all at once as in a rebuild, each by itself; and vectors of whoever gave most."""
-        urls: Sequence[str] = order["endpoints"]
-        share, config = self._share(order), self._space.config
+        urls, share, config = order.endpoints, self._share(order), self._space.config
         if len(urls) > 1:  # the space's own key goes to its own endpoint, and only where that is alone
             config = replace(config, api_key_env=None)
 
         names = [url if url == BUILTIN else shown(url) for url in urls]
         try:
-            await self._open_embedder(config, endpoints=tuple(urls), **share).close()
+            await self._open_embedder(config, endpoints=urls, **share).close()
         except CompassError as error:  # as the order stands its stages would not open
-            return [Probed(name, fault={"type": error.type, "detail": error.detail}) for name in names], None
+            return [Probed(name, fault=Fault(error.type, error.detail)) for name in names], None
 
         async def one(url: str, name: str) -> tuple[Probed, FloatMatrix | None]:
             embedder = self._open_embedder(config, endpoints=(url,), **share)
@@ -123,14 +119,14 @@ class Estimator:
         rows = max((rows for _, rows in measured if rows is not None), key=len, default=None)
         return [probed for probed, _ in measured], rows
 
-    def _share(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def _share(self, order: RebuildOrder) -> dict[str, Any]:
         """The options of an order, its limits divided by the endpoints: together they keep to them."""
-        count = len(order["endpoints"])
-        concurrency, pace = order.get("concurrency"), order.get("max_docs_per_s")
+        count = len(order.endpoints)
+        concurrency, pace = order.concurrency, order.max_docs_per_s
         at_once = None if concurrency is None else max(1, concurrency // count)
         return {
-            "api_key_env": order.get("api_key_env"),
-            "batch_size": order.get("batch_size"),
+            "api_key_env": order.api_key_env,
+            "batch_size": order.batch_size,
             "concurrency": at_once,
             "max_docs_per_s": None if pace is None else pace / count,
             "endpoint_timeout_s": 2 * PROBE_S,  # the probe looks after the time itself

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from compass.domain.rebuild.budget import Account, Price
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.budget import Account, Price, Spending
+from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import BudgetSpentError
 
 SETTLED_S = 120.0  # after so long without a word, a request under way is taken for lost with its process
@@ -20,19 +19,19 @@ AHEAD_S = 3.0  # of the price by the hour: stored as spent before it is
 class Ledger:
     """Holds and settles what the requests of a run cost; one event loop, stages of any process ask."""
 
-    def __init__(self, job: RebuildJob, spent: float, save: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, order: RebuildOrder, spent: float, save: Callable[[], Awaitable[None]]) -> None:
         """Begin with what earlier attempts have spent; `save` stores the account before more of it is used."""
-        self.account = Account(job.budget, spent)
-        self._price = Price(job.cost_per_million_tokens, job.cost_per_hour)
-        self._endpoints, self._save = len(job.endpoints), save
+        self.account = Account(order.budget, spent)
+        self._price = Price(order.cost_per_million_tokens, order.cost_per_hour)
+        self._endpoints, self._save = len(order.endpoints), save
         self._excess = 1.0  # times the most tokens: what a server counted beyond them
         self._changed = asyncio.Condition()
         self._paid_until_s: float | None = None
         self._ending = False  # the time that is left is for what is under way
 
-    def stats(self) -> dict[str, Any] | None:
+    def spending(self) -> Spending | None:
         """What is stored and shown of the account; None where the order names no price."""
-        return None if self._price == Price() else self.account.to_json()
+        return None if self._price == Price() else self.account.spending()
 
     def close(self, now_s: float) -> None:
         """Count what is under way, and the time until now."""

@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from typing import Any, TypeVar
 
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import CompassError, UnavailableError
 from compass.rebuild.plan import Descriptor
 from compass.rebuild.stage import EmbedStage, Filled, OpenStage
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def stream(
     descriptors: Sequence[Descriptor],
     open_stage: OpenStage,
-    job: RebuildJob,
+    order: RebuildOrder,
     attempt: str,
     *,
     actors: int,
@@ -46,7 +46,7 @@ def stream(
     Args:
         descriptors: The first ones are filled here.
         open_stage: Opens a stage in whatever process it is called.
-        job: One with a limit on its speed or its requests is filled here alone, so that one counter sees all.
+        order: One with a limit on its speed or its requests is filled here alone, so that one counter sees all.
         attempt: Of the run.
         actors: Processes of Ray Data.
         local_rows: Chunks that are filled here.
@@ -54,10 +54,13 @@ def stream(
     Raises:
         CompassError: what a stage raised, or UnavailableError for a fault of the cluster.
     """
-    head, rest = (descriptors, ()) if job.limited else _split(descriptors, local_rows)
+    head, rest = (descriptors, ()) if order.limited else _split(descriptors, local_rows)
     if not rest:
-        return run_inline(head, open_stage, job, attempt)
-    local, remote = run_inline(head, open_stage, job, attempt), run_ray_data(rest, open_stage, job, attempt, actors)
+        return run_inline(head, open_stage, order, attempt)
+    local, remote = (
+        run_inline(head, open_stage, order, attempt),
+        run_ray_data(rest, open_stage, order, attempt, actors),
+    )
     return _merged(local, remote) if head else remote
 
 
@@ -89,10 +92,10 @@ async def _merged(*streams: AsyncGenerator[Filled, None]) -> AsyncGenerator[Fill
 
 
 async def run_inline(
-    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str
 ) -> AsyncGenerator[Filled, None]:
     """Fill the descriptors in this process, a few at once."""
-    stage = open_stage(job, attempt)
+    stage = open_stage(order, attempt)
     waiting = list(reversed(descriptors))
     filling: set[asyncio.Task[Filled]] = set()
     try:
@@ -110,7 +113,7 @@ async def run_inline(
 
 
 async def run_ray_data(
-    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str, actors: int
 ) -> AsyncGenerator[Filled, None]:
     """Fill the descriptors in `actors` processes under Ray Data, which places and restarts them."""
     loop = asyncio.get_running_loop()
@@ -121,7 +124,7 @@ async def run_ray_data(
         """Ray Data's iterator blocks, so it has a thread of its own."""
         last: BaseException | None = None
         try:
-            with contextlib.closing(_through_ray_data(descriptors, open_stage, job, attempt, actors)) as results:
+            with contextlib.closing(_through_ray_data(descriptors, open_stage, order, attempt, actors)) as results:
                 for result in results:
                     if stopped.is_set():
                         return
@@ -143,7 +146,7 @@ async def run_ray_data(
 
 
 def _through_ray_data(
-    descriptors: Sequence[Descriptor], open_stage: OpenStage, job: RebuildJob, attempt: str, actors: int
+    descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str, actors: int
 ) -> Generator[Filled, None, None]:
     """The results as Ray Data yields them.
 
@@ -172,7 +175,7 @@ def _through_ray_data(
             enable_true_multi_threading=True,
         ),
         num_cpus=STAGE_CPUS,
-        fn_constructor_args=(open_stage, job, attempt),
+        fn_constructor_args=(open_stage, order, attempt),
     )
     try:
         for row in filled.iter_rows():
@@ -187,12 +190,12 @@ def _through_ray_data(
 class RemoteStage:
     """A stage in an actor of Ray Data: threads call it, its one event loop does the work."""
 
-    def __init__(self, open_stage: OpenStage, job: RebuildJob, attempt: str) -> None:
+    def __init__(self, open_stage: OpenStage, order: RebuildOrder, attempt: str) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="stage", daemon=True).start()
 
         async def opened() -> EmbedStage:
-            return open_stage(job, attempt)
+            return open_stage(order, attempt)
 
         self._stage = self._await(opened())
 

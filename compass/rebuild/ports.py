@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from compass.domain.collection import CollectionStats
+from compass.domain.space import SpaceStats
 from compass.storage.snapshot.parts import Snapshot
 
 
@@ -14,8 +16,8 @@ class Collection(Protocol):
     async def checkpoint(self) -> Snapshot:
         """Everything committed so far, as parts that can be read."""
 
-    async def info(self) -> dict[str, Any]:
-        """{chunk_count, seq}: `seq` is the frontier of the log."""
+    async def stats(self) -> CollectionStats:
+        """Its chunks; its last commit is the frontier of the log."""
 
 
 class SpaceIndex(Protocol):
@@ -30,14 +32,14 @@ class SpaceIndex(Protocol):
     async def run_changed(self) -> None:
         """The run's record says something new of who embeds what."""
 
-    async def info(self) -> dict[str, Any]:
-        """{vectors, lag, quarantined, error, …}."""
+    async def stats(self) -> SpaceStats:
+        """What it holds, and what it lacks."""
 
     async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
-        """Return if none of these endpoints turns out to be another model than the one that built the space.
+        """Check that these endpoints are the model that built the space; one that is silent passes.
 
         Raises:
-            FingerprintMismatchError: one does.
+            FingerprintMismatchError: one is another model.
         """
 
 

@@ -11,15 +11,18 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from compass.clock import Clock, boot_clock
-from compass.domain.rebuild.progress import Progress, status_of_run
-from compass.domain.rebuild.run_record import EVERY_VID, RebuildJob, RunRecord, RunState, check_quarantine
+from compass.domain.embedding.endpoint_stats import EndpointStats
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.progress import Progress
+from compass.domain.rebuild.run_record import EVERY_VID, RunRecord, RunState, check_quarantine
+from compass.domain.rebuild.status import RebuildStatus, status_of_run
 from compass.errors import (
     CompassError,
     EndpointUnavailableError,
@@ -29,14 +32,14 @@ from compass.errors import (
     UnavailableError,
 )
 from compass.rebuild.backlog import Backlog
-from compass.rebuild.endpoint_stats import Fleet
+from compass.rebuild.endpoint_stats import RunEndpoints
 from compass.rebuild.ledger import Ledger
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import Plan, read_plan
 from compass.rebuild.ports import Collection, Router, SpaceIndex
 from compass.rebuild.stage import Filled, OpenStage, StaleRunError, check_accepted
 from compass.storage.objects import Objects
-from compass.storage.snapshot.parts import MissingObjectError
+from compass.storage.snapshot.parts import MissingObjectError, Snapshot
 from compass.storage.spaces.vectors import SpaceVectors
 
 REPORT_S = 1.0  # how often the stored progress moves
@@ -80,7 +83,7 @@ class RebuildRun:
         self._actors, self._local_rows, self._clock = actors, local_rows, clock
         self._record: RunRecord | None = None
         self._progress = Progress()
-        self._fleet = Fleet(self._clock)
+        self._endpoints = RunEndpoints(self._clock)
         self._ledger: Ledger | None = None
         self._moved_at_s = self._clock()
         self._closed = False
@@ -92,7 +95,7 @@ class RebuildRun:
 
     # ---- what others ask
 
-    async def start(self, job: RebuildJob | Mapping[str, Any]) -> None:
+    async def start(self, order: RebuildOrder) -> None:
         """Start a run, which goes on from what is durable; returns once the run is the accepted one.
 
         Starting the same job again changes nothing, as an answer may have been lost.
@@ -100,21 +103,20 @@ class RebuildRun:
         Raises:
             RebuildRunningError: another job runs.
         """
-        job = job if isinstance(job, RebuildJob) else RebuildJob.of(job)
         await self._opened
         async with self._starting:
             stored = await self._stored()
-            same = stored is not None and stored.job.job_id == job.job_id
+            same = stored is not None and stored.order.job_id == order.job_id
             if self._is_running() and not same:
                 raise RebuildRunningError(
                     f"a rebuild of space {self._space_id} is running; see its status, or cancel it first",
-                    {"job_id": self._record.job.job_id if self._record else None},
+                    {"job_id": self._record.order.job_id if self._record else None},
                 )
             if self._is_running() or (same and stored is not None and stored.state == "done"):
                 return
             await asyncio.to_thread(self._vectors.lift_quarantine)  # whoever asks again wants another try
             spent = stored.spent if same and stored is not None else 0.0
-            await self._begin(job, time.time(), stored.progress if stored else Progress(), spent=spent)
+            await self._begin(order, time.time(), stored.progress if stored else Progress(), spent=spent)
 
     async def running(self) -> bool:
         """Whether a run goes on."""
@@ -149,10 +151,10 @@ class RebuildRun:
         async with self._writing:  # the record is that of whoever resumes
             self._closed = True
 
-    async def report(self, attempt: str, stage: str, endpoints: Sequence[dict[str, Any]]) -> None:
-        """Take a stage's word on how its endpoints do, also while nothing lands."""
+    async def report(self, attempt: str, stage: str, endpoints: Sequence[EndpointStats]) -> None:
+        """Take a stage's report on how its endpoints do, also while nothing lands."""
         if self._record is not None and self._record.attempt == attempt:
-            self._fleet.report(stage, endpoints)
+            self._endpoints.report(stage, endpoints)
 
     async def reserve(self, attempt: str, tokens: int) -> int:
         """Hold what a stage's next request may cost: the tokens that are held; 0 where it must not be sent."""
@@ -166,34 +168,39 @@ class RebuildRun:
         if self._ledger is not None and self._record is not None and self._record.attempt == attempt:
             await self._ledger.settle(held, tokens)
 
-    async def status(self) -> dict[str, Any]:
-        """RebuildStatus of the HTTP interface, but for the space's own `status` and `lag`."""
+    async def status(self) -> RebuildStatus:
+        """How far the run is; the space's own status and its lag are for others to say."""
         if self._record is None:
-            return status_of_run(await asyncio.to_thread(self._vectors.read_run), active=False)
+            return status_of_run(await self._stored(), active=False)
         record = self._now() if self._is_running() else self._record
-        return status_of_run(record.to_json(), active=record.progress.active)
+        return status_of_run(record, active=record.progress.active)
 
     # ---- from the beginning to the end of a run
 
     async def _resume(self) -> None:
         stored = await self._stored()
         if stored is not None and stored.state == "running":
-            log.info("the rebuild %s of space %s goes on", stored.job.job_id, self._space_id)
-            await self._begin(stored.job, stored.started_at, stored.progress, stored.owns_below, stored.spent)
+            log.info("the rebuild %s of space %s goes on", stored.order.job_id, self._space_id)
+            await self._begin(stored.order, stored.started_at, stored.progress, stored.owns_below, stored.spent)
 
     async def _begin(
-        self, job: RebuildJob, started_at: float, progress: Progress, owns_below: int = EVERY_VID, spent: float = 0.0
+        self,
+        order: RebuildOrder,
+        started_at: float,
+        progress: Progress,
+        owns_below: int = EVERY_VID,
+        spent: float = 0.0,
     ) -> None:
         """Accept the run before anything durable is listed: from here older attempts append nothing more.
 
         The vids from `owns_below` on are the follower's already, and it may have some of them in flight.
         """
-        self._progress, self._fleet = replace(progress, active=False), Fleet(self._clock)
-        self._ledger = Ledger(job, spent, self._save)
+        self._progress, self._endpoints = replace(progress, active=False), RunEndpoints(self._clock)
+        self._ledger = Ledger(order, spent, self._save)
         self._moved_at_s, self._landed, self._through = self._clock(), False, False
         attempt = uuid.uuid4().hex
-        record = RunRecord(job, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
-        await self._accept(replace(record, spending=self._ledger.stats()))
+        record = RunRecord(order, attempt, "running", started_at, owns_below=owns_below, progress=self._progress)
+        await self._accept(replace(record, spending=self._ledger.spending()))
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -231,7 +238,7 @@ class RebuildRun:
     async def _ensure_same_model(self) -> None:
         """Have stored texts embedded again; raises when the endpoints do it otherwise now."""
         assert self._record is not None
-        await self._index.ensure_same_model(self._record.job.endpoints, self._record.job.api_key_env)
+        await self._index.ensure_same_model(self._record.order.endpoints, self._record.order.api_key_env)
 
     async def _work(self) -> None:
         await self._index.run_changed()
@@ -255,7 +262,7 @@ class RebuildRun:
                 return
         raise UnavailableError(f"{SNAPSHOTS} snapshots were compacted away one after the other; start again")
 
-    def _plan(self, snapshot: Any) -> Plan:
+    def _plan(self, snapshot: Snapshot) -> Plan:
         skip = np.fromiter(self._vectors.quarantined(), np.int64)
         assert self._record is not None
         plan = read_plan(self._objects, snapshot, self._vectors.have(), skip, self._record.owns_below)
@@ -270,9 +277,9 @@ class RebuildRun:
         earlier = await asyncio.to_thread(self._vectors.files) if plan.had else []
         backlog = Backlog(self._index.load_files, self._loaded, [Filled(key, 0) for key in earlier])
         try:
-            job, attempt, stopped = self._record.job, self._record.attempt, False
+            order, attempt, stopped = self._record.order, self._record.attempt, False
             spread = {"actors": self._actors, "local_rows": self._local_rows}
-            landing = stream(plan.descriptors, self._open_stage, job, attempt, **spread)
+            landing = stream(plan.descriptors, self._open_stage, order, attempt, **spread)
             async with contextlib.aclosing(landing):
                 async for filled in landing:
                     self._moved()
@@ -291,16 +298,16 @@ class RebuildRun:
         assert self._record is not None
         await self._own(0)
         while True:
-            seq = (await self._collection.info())["seq"]
+            seq = (await self._collection.stats()).seq
             lag = await self._index.follow(seq, FOLLOW_S)
             await self._count()
             if not lag:
                 await self._ensure_same_model()
-                check_quarantine(self._progress.failed, self._record.job.max_failed)
+                check_quarantine(self._progress.failed, self._record.order.max_failed)
                 if await self._activated():
                     return
-            if self._idle_s() > self._record.job.endpoint_timeout_s:
-                reason = (await self._index.info()).get("error") or "its follower gets nowhere"
+            if self._idle_s() > self._record.order.endpoint_timeout_s:
+                reason = (await self._index.stats()).error or "its follower gets nowhere"
                 raise EndpointUnavailableError(f"the space still lacks {lag} chunks written meanwhile: {reason}")
 
     async def _activated(self) -> bool:
@@ -315,12 +322,12 @@ class RebuildRun:
 
     async def _count(self) -> None:
         """Take the counts of now from those who know them."""
-        total = (await self._collection.info())["chunk_count"]
-        index = await self._index.info()
-        if index["vectors"] != self._progress.embedded:
+        total = (await self._collection.stats()).chunk_count
+        index = await self._index.stats()
+        if index.vectors != self._progress.embedded:
             self._moved()
-        self._progress = replace(self._progress, total=total, failed=index["quarantined"])
-        self._progress = self._progress.observe(self._clock(), embedded=index["vectors"])
+        self._progress = replace(self._progress, total=total, failed=index.quarantined)
+        self._progress = self._progress.observe(self._clock(), embedded=index.vectors)
 
     async def _own(self, below: int) -> None:
         """Say which vids are this run's work; the index embeds what is written beyond by itself."""
@@ -336,7 +343,7 @@ class RebuildRun:
 
     def _refused(self, filled: Filled) -> None:
         """Take note of what a stage has done beside vectors."""
-        self._fleet.report(filled.stage, filled.endpoints)
+        self._endpoints.report(filled.stage, filled.endpoints)
         self._progress = replace(self._progress, failed=self._progress.failed + filled.refused)
 
     def _moved(self) -> None:
@@ -357,17 +364,17 @@ class RebuildRun:
             progress=self._progress,
             docs_per_s=round(self._progress.docs_per_s(now_s), 1),
             eta_s=self._progress.eta_s(now_s),
-            fleet=self._fleet.endpoints(),
+            fleet=self._endpoints.endpoints(),
             stalled_s=stalled_s,
-            waiting=self._fleet.waiting(),
-            spending=self._ledger.stats() if self._ledger is not None else None,
+            waiting=self._endpoints.waiting(),
+            spending=self._ledger.spending() if self._ledger is not None else None,
         )
 
     async def _accept(self, record: RunRecord) -> None:
         """Store the record of a new attempt, whatever was stored before."""
         async with self._writing:
             self._record = record
-            await asyncio.to_thread(self._vectors.write_run, record.to_json())
+            await asyncio.to_thread(self._vectors.write_run, record)
 
     async def _save(self, **changes: Any) -> None:
         """Store the record of now with these changes.
@@ -380,7 +387,7 @@ class RebuildRun:
                 raise StaleRunError(f"the run of space {self._space_id} has ended")
             await asyncio.to_thread(check_accepted, self._vectors, self._record.attempt)
             self._record = replace(self._now(), **changes)
-            await asyncio.to_thread(self._vectors.write_run, self._record.to_json())
+            await asyncio.to_thread(self._vectors.write_run, self._record)
 
     async def _end(self, state: RunState, error: str | None = None, *, mixed_models: bool = False) -> None:
         if self._ledger is not None:
@@ -390,8 +397,7 @@ class RebuildRun:
         await self._save(**ended, docs_per_s=0.0, eta_s=eta_s, stalled_s=None, waiting=None)
 
     async def _stored(self) -> RunRecord | None:
-        data = await asyncio.to_thread(self._vectors.read_run)
-        return RunRecord.from_json(data) if data else None
+        return await asyncio.to_thread(self._vectors.read_run)
 
     async def _fail(self, reason: str, *, mixed_models: bool = False) -> None:
         log.warning("the rebuild of space %s failed: %s", self._space_id, reason)

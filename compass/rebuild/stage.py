@@ -8,15 +8,15 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.embedding.contract import Embedder
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.rebuild.budget import Meter
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import SpaceConfig
 from compass.domain.template import BUILTIN_FIELDS
 from compass.embedding.open import embed_each, open_embedder
@@ -32,7 +32,7 @@ TEMPLATE_COLUMNS = ["vid", *BUILTIN_FIELDS, "metadata"]
 KEPT_PARTS = 2  # parts whose texts stay in memory: the descriptors of a part come one after the other
 
 
-Tell = Callable[[str, str, tuple[dict[str, Any], ...]], None]  # of an attempt, by a stage: its endpoints
+Report = Callable[[str, str, tuple[EndpointStats, ...]], None]  # of an attempt, by a stage: its endpoints
 
 
 class StaleRunError(ConflictError):
@@ -57,7 +57,7 @@ class Filled:
     count: int
     refused: int = 0
     stage: str = ""
-    endpoints: tuple[dict[str, Any], ...] = ()
+    endpoints: tuple[EndpointStats, ...] = ()
     stopped: bool = False
 
 
@@ -71,15 +71,15 @@ class EmbedStage:
         embedder: Embedder,
         attempt: str,
         config: SpaceConfig | None = None,
-        tell: Tell | None = None,
+        report: Report | None = None,
     ) -> None:
-        """Open a stage of the run's `attempt`, which `tell`s each second how its endpoints do while it works.
+        """Open a stage of the run's `attempt`, which `report`s each second how its endpoints do while it works.
 
         `config` says what of a chunk is embedded; None: its text.
         """
         self.name = uuid.uuid4().hex
         self._objects, self._vectors, self._embedder = objects, vectors, embedder
-        self._attempt, self._tell = attempt, tell
+        self._attempt, self._report = attempt, report
         self._config = config
         self._stopped = False
         self._columns = TEXT_COLUMNS if config is None or config.template is None else TEMPLATE_COLUMNS
@@ -97,8 +97,8 @@ class EmbedStage:
         try:
             while not (await asyncio.wait({work}, timeout=CHECK_S))[0]:
                 await asyncio.to_thread(check_accepted, self._vectors, self._attempt)
-                if self._tell is not None:
-                    self._tell(self._attempt, self.name, self.endpoints())
+                if self._report is not None:
+                    self._report(self._attempt, self.name, self.endpoints())
             return work.result()
         finally:
             work.cancel()
@@ -117,7 +117,7 @@ class EmbedStage:
         self._stopped = self._stopped or stopped
         return Filled(key, len(done.rows), len(refused), self.name, self.endpoints(), stopped)
 
-    def endpoints(self) -> tuple[dict[str, Any], ...]:
+    def endpoints(self) -> tuple[EndpointStats, ...]:
         """How the endpoints do, as this stage sees them."""
         return tuple(self._embedder.endpoints())
 
@@ -160,15 +160,15 @@ def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
     Raises:
         StaleRunError: it was cancelled, or another one was accepted.
     """
-    record = vectors.read_run() or {}
-    if record.get("attempt") != attempt or record.get("state") != "running":
+    record = vectors.read_run()
+    if record is None or record.attempt != attempt or not record.running:
         raise StaleRunError(
             f"the rebuild attempt {attempt} was ended or replaced; it writes nothing more",
-            {"attempt": attempt, "accepted": record.get("attempt")},
+            {"attempt": attempt, "accepted": record.attempt if record else None},
         )
 
 
-OpenStage = Callable[[RebuildJob, str], EmbedStage]
+OpenStage = Callable[[RebuildOrder, str], EmbedStage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class StageOpener:
     Attributes:
         root: What `open_objects` takes.
         timeout_s: One request to an endpoint.
-        tell: Hears how the endpoints of a stage do; see `EmbedStage`.
+        report: Hears how the endpoints of a stage do; see `EmbedStage`.
         meter: Makes the meter of an attempt, for an order whose requests must be paid for before they go.
     """
 
@@ -187,25 +187,24 @@ class StageOpener:
     space_id: str
     config: SpaceConfig
     timeout_s: float
-    tell: Tell | None = None
+    report: Report | None = None
     meter: Callable[[str], Meter] | None = None
 
-    def __call__(self, job: RebuildJob, attempt: str) -> EmbedStage:
-        """A stage of the job's `attempt`."""
+    def __call__(self, order: RebuildOrder, attempt: str) -> EmbedStage:
+        """A stage of the order's `attempt`."""
         objects = open_objects(self.root)
-        metered = job.budget is not None or job.cost_per_million_tokens is not None
         embedder = open_embedder(
             self.config,
             kind="document",
             timeout_s=self.timeout_s,
             retry_s=0.0,
-            endpoints=job.endpoints,
-            batch_size=job.batch_size,
-            api_key_env=job.api_key_env,
-            endpoint_timeout_s=job.endpoint_timeout_s,
-            concurrency=job.concurrency,
-            max_docs_per_s=job.max_docs_per_s,
-            meter=self.meter(attempt) if metered and self.meter is not None else None,
+            endpoints=order.endpoints,
+            batch_size=order.batch_size,
+            api_key_env=order.api_key_env,
+            endpoint_timeout_s=order.endpoint_timeout_s,
+            concurrency=order.concurrency,
+            max_docs_per_s=order.max_docs_per_s,
+            meter=self.meter(attempt) if order.metered and self.meter is not None else None,
         )
         return EmbedStage(
             objects,
@@ -213,5 +212,5 @@ class StageOpener:
             embedder,
             attempt,
             self.config,
-            self.tell,
+            self.report,
         )

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from compass.domain.chunk import Chunk, ChunkInput
-from compass.domain.collection import Change, CollectionState, SetSpace
+from compass.domain.collection import Change, CollectionState, CollectionStats, SetSpace
 from compass.domain.filters import Filter
 from compass.domain.history import Event, Note
 from compass.domain.receipts import Deleted, Ingested
@@ -78,9 +78,9 @@ class CollectionService:
         """Up to `limit` chunks whose id is greater than `after`, by id."""
         return await self._do(self._store.view.page, after, limit)
 
-    async def info(self) -> dict[str, Any]:
-        """{chunk_count, seq}."""
-        return {"chunk_count": await self._do(self._store.view.count), "seq": self._store.seq}
+    async def stats(self) -> CollectionStats:
+        """Its live chunks, and its last commit."""
+        return CollectionStats(await self._do(self._store.view.count), self._store.seq)
 
     async def history(self) -> list[Event]:
         """What was done to the collection, oldest first."""

@@ -35,7 +35,7 @@ from usage import Usage
 from compass.demo.corpus import read_corpus
 from compass.demo.local import free_port
 from compass.domain.chunk import ChunkInput
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import Space, SpaceConfig
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import read_plan
@@ -181,7 +181,7 @@ async def _embed(
     """Embed `docs` chunks (None: all) until they are durable."""
     vectors = made.space(dims)
     opener = StageOpener(str(made.data), made.uuid, vectors.space_id, SpaceConfig(dims, "m"), 60.0)
-    job = RebuildJob("bench", tuple(urls), batch_size=args.batch)
+    job = RebuildOrder("bench", tuple(urls), batch_size=args.batch)
     with Usage(apart=endpoint) as usage:
         began, done, marks = time.perf_counter(), 0, []
         plan = await asyncio.to_thread(read_plan, made.objects, _first(made.snapshot, docs), NONE, NONE)

@@ -23,7 +23,7 @@ from world import DIMS, NEW, OLD, World, hurried
 
 from compass.domain.chunk import ChunkInput, IntVector
 from compass.domain.filters import parse_filter
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder
 from compass.domain.search.query import Query
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
@@ -96,10 +96,10 @@ class Twin:
         router, cluster = self.world.router, self.world.cluster
         if step.what in ("swap", "force"):
             with suppress(SpaceLagsError):
-                await router.swap("docs", SwapSpec(step.space, force=step.what == "force", wait_s=0.1))
+                await router.swap("docs", SwapOrder(step.space, force=step.what == "force", wait_s=0.1))
         elif step.what == "rollback":
             with suppress(SpaceLagsError, NotFoundError):
-                await router.swap("docs", SwapSpec(None, rollback=True, wait_s=0.1))
+                await router.swap("docs", SwapOrder(None, rollback=True, wait_s=0.1))
         elif step.what == "restart":
             space = self.world.space(step.space)
             await cluster.stop_index(space.id)
@@ -115,7 +115,7 @@ class Twin:
         for space in self.world.route().spaces.values():
             lag = await self.world.cluster.index(self.world.route().uuid, space).follow(seq, level_s)
             assert lag == 0, f"{space.name} lacks {lag} chunks"
-        await self.world.router.swap("docs", SwapSpec("old"))
+        await self.world.router.swap("docs", SwapOrder("old"))
 
     async def answers(self) -> dict[str, Any]:
         """What every query finds in the default and in each space, by whatever way there is to ask."""

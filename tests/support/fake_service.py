@@ -25,10 +25,10 @@ from compass.domain.collection import (
 )
 from compass.domain.filters import Filter
 from compass.domain.history import By, Event
-from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.receipts import Deleted, Ingested
 from compass.domain.routing.lease import Holding, Routed
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder
 from compass.domain.routing.table import CollectionRoute, RoutingTable
 from compass.domain.search.query import Hit, Query
 from compass.domain.space import Space, SpaceConfig
@@ -207,12 +207,12 @@ class FakeRouter:
     def __init__(self, service: FakeService) -> None:
         self._service = service
         self.states: dict[str, CollectionState] = {}
-        self.rebuilds: dict[str, RebuildSpec] = {}
-        self.estimated: list[RebuildSpec] = []
+        self.rebuilds: dict[str, RebuildOrder] = {}
+        self.estimated: list[RebuildOrder] = []
         self.swap_lags = False
         self.asked: list[tuple[str, By]] = []
         self.confirmed: list[str | None] = []
-        self.swaps: list[SwapSpec] = []
+        self.swaps: list[SwapOrder] = []
 
     async def create_collection(self, spec: CollectionSpec, by: By = NOBODY) -> None:
         self.asked.append(("create_collection", by))
@@ -253,7 +253,7 @@ class FakeRouter:
         state = self._state(collection)
         self._set(apply(state, DropSpace(state.by_name(space).id)))
 
-    async def swap(self, collection: str, spec: SwapSpec, by: By = NOBODY) -> dict[str, Any]:
+    async def swap(self, collection: str, spec: SwapOrder, by: By = NOBODY) -> dict[str, Any]:
         self.asked.append(("swap", by))
         self.swaps.append(spec)
         space = spec.space or ""
@@ -266,7 +266,7 @@ class FakeRouter:
         self._set(state)
         return {"previous": before.name, "current": space, "epoch": state.epoch}
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildSpec, by: By = NOBODY) -> dict[str, Any]:
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildOrder, by: By = NOBODY) -> dict[str, Any]:
         self.asked.append(("start_rebuild", by))
         found = self._state(collection).by_name(space)
         if found.id in self.rebuilds:
@@ -274,7 +274,7 @@ class FakeRouter:
         self.rebuilds[found.id] = spec
         return {"status": found.status, "job_id": "job-1"}
 
-    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildSpec) -> dict[str, Any]:
+    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildOrder) -> dict[str, Any]:
         self._state(collection).by_name(space)
         self.estimated.append(spec)
         return ESTIMATE

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Literal, Protocol
 
 from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.space import SpaceConfig
 from compass.errors import BudgetSpentError
 
@@ -43,11 +44,8 @@ class Embedder(Protocol):
             EndpointUnavailableError: one is not up.
         """
 
-    def endpoints(self) -> list[dict[str, Any]]:
-        """How each server does: [{url, state, in_flight, docs_per_s, docs, tokens, errors, last_error, ...}].
-
-        Empty where there is none outside this process. `docs` and `tokens` count since the embedder was made.
-        """
+    def endpoints(self) -> list[EndpointStats]:
+        """How each server does, since the embedder was made; empty where there is none outside this process."""
 
     async def close(self) -> None:
         """Let go of connections; the embedder is not used afterwards."""

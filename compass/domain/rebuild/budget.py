@@ -8,8 +8,8 @@ ever spent or held before a greater one is durable, and whoever goes on after a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 MILLION, HOUR_S = 1e6, 3_600.0
@@ -57,6 +57,30 @@ class Price:
     def of_time(self, seconds: float, endpoints: int) -> float:
         """Of so many endpoints for so long, each of them, whether it answers or not."""
         return (self.per_hour or 0.0) * endpoints * seconds / HOUR_S
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What an account says.
+
+    Attributes:
+        spent: Money.
+        budget: The most; None: no limit.
+        at_most: What may have been spent, whatever became of requests under way.
+    """
+
+    spent: float
+    budget: float | None
+    at_most: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Spending:
+        """The inverse of `to_json`."""
+        return Spending(data["spent"], data["budget"], data["at_most"])
 
 
 class Account:
@@ -109,7 +133,6 @@ class Account:
         self.spent, self.held = self.spent + self.held, 0.0
         self.mark = self.spent
 
-    def to_json(self) -> dict[str, Any]:
-        """What is stored and shown: {spent, budget, at_most}."""
-        at_most = max(self.mark, self.spent + self.held)
-        return {"spent": self.spent, "budget": self.budget, "at_most": at_most}
+    def spending(self) -> Spending:
+        """What is stored and shown."""
+        return Spending(self.spent, self.budget, max(self.mark, self.spent + self.held))

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -64,9 +64,9 @@ class Span:
             return Span.exactly(0.0)
         return Span(count / self.high, count / self.estimate, count / self.low) if self.low > 0 else None
 
-    def to_json(self) -> dict[str, float]:
-        """Four digits are more than it knows."""
-        return {n: float(f"{getattr(self, n):.4g}") for n in ("low", "estimate", "high")}
+    def rounded(self) -> Span:
+        """As it is shown: four digits are more than it knows."""
+        return Span(*(float(f"{figure:.4g}") for figure in (self.low, self.estimate, self.high)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,14 @@ class Answer:
 
     at_s: float
     docs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error's type, and its sentence."""
+
+    type: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Probed:
         tokens: Of those, as the server counted them; 0: it does not.
         refused: By position in the sample, why the endpoint takes a text for itself.
         taken: Positions in the sample of the texts that have a vector.
-        fault: {type, detail} of what ended it early.
+        fault: What ended it early.
     """
 
     endpoint: str
@@ -100,7 +108,7 @@ class Probed:
     refused: Mapping[int, str] = field(default_factory=dict)
     taken: Sequence[int] = ()
     batch_size: int | None = None
-    fault: Mapping[str, Any] | None = None
+    fault: Fault | None = None
 
     @property
     def docs_per_s(self) -> Span | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from compass.domain.chunk import IntVector
 from compass.domain.rebuild.estimate import (
@@ -19,11 +18,21 @@ from compass.domain.rebuild.estimate import (
     times,
     tokens_in_all,
 )
+from compass.domain.rebuild.report import (
+    ChunkCounts,
+    DiskEstimate,
+    EndpointEstimate,
+    EstimateReport,
+    Failure,
+    MemoryEstimate,
+    TimeEstimate,
+)
+from compass.domain.rebuild.status import QuarantinedChunk
+
+ChunkKey = tuple[int, str, int]  # id, file_id, chunk_index
 
 SHOWN_REFUSALS = 20  # of each endpoint
 MERGE_BYTES = 64 << 20  # the most that a merge of vector files writes before it deletes; four times that in memory
-
-Failure = dict[str, Any]
 
 
 def forecast(
@@ -34,10 +43,10 @@ def forecast(
     footprint: SpaceSize,
     terms: Terms,
     *,
-    chunks: Mapping[int, Mapping[str, Any]],
+    chunks: Mapping[int, ChunkKey],
     failures: Sequence[Failure] = (),
-) -> dict[str, Any]:
-    """The report as plain JSON values.
+) -> EstimateReport:
+    """The report of a dry run.
 
     Args:
         work: What is missing.
@@ -46,7 +55,7 @@ def forecast(
         built: A small graph of the sampled vectors; None without any.
         footprint: Of the whole space, once it is built.
         terms: Of the order.
-        chunks: {id, file_id, chunk_index} of the sampled chunks that were refused, by position in the sample.
+        chunks: The sampled chunks that were refused, by position in the sample.
         failures: What is known to fail already.
     """
     docs_per_s = fleet_speed(probed, terms.max_docs_per_s)
@@ -55,82 +64,79 @@ def forecast(
     time_s = times(work, docs_per_s, built)
     price = cost(terms, tokens, time_s["total"])
     found = [*failures, *_faults(probed), *_refusals(probed, work, sampled, chunks, terms), *_over(terms, price)]
-    return {
-        "chunks": {
-            "total": work.total,
-            "without_text": work.total - work.embeddable,
-            "embedded": work.embeddable - work.missing,
-            "missing": work.missing,
-            "sampled": len({at for p in probed for at in (*p.taken, *p.refused)}),
-        },
-        "endpoints": [_endpoint(p) for p in probed],
-        "docs_per_s": _shown(docs_per_s),
-        "tokens": _shown(tokens),
-        "tokens_from": tokens_from,
-        "time_s": {name: _shown(span) for name, span in time_s.items()},
-        "disk_bytes": _disk(footprint),
-        "memory_bytes": {
-            "graph": footprint.graph_memory,
-            "rows": footprint.rows_memory,
-            "total": footprint.graph_memory + footprint.rows_memory,
-        },
-        "cost": _shown(price),
-        "budget": terms.budget,
-        "failures": found,
-        "rests_on": _rests_on(work, probed, built, tokens_from),
-    }
+    graph, rows = footprint.graph_memory, footprint.rows_memory
+    return EstimateReport(
+        chunks=ChunkCounts(
+            total=work.total,
+            without_text=work.total - work.embeddable,
+            embedded=work.embeddable - work.missing,
+            missing=work.missing,
+            sampled=len({at for p in probed for at in (*p.taken, *p.refused)}),
+        ),
+        endpoints=tuple(_endpoint(p) for p in probed),
+        docs_per_s=_rounded(docs_per_s),
+        tokens=_rounded(tokens),
+        tokens_from=tokens_from,
+        time_s=TimeEstimate(*(_rounded(time_s[name]) for name in ("embedding", "building", "total"))),
+        disk_bytes=_disk(footprint),
+        memory_bytes=MemoryEstimate(graph, rows, graph + rows),
+        cost=_rounded(price),
+        budget=terms.budget,
+        failures=tuple(found),
+        rests_on=_rests_on(work, probed, built, tokens_from),
+    )
 
 
-def _endpoint(probed: Probed) -> dict[str, Any]:
+def _endpoint(probed: Probed) -> EndpointEstimate:
     speed = probed.docs_per_s
     tokens_per_s = None if speed is None else speed.map(lambda docs: docs * probed.tokens_per_doc)
-    return {
-        "url": probed.endpoint,
-        "docs": probed.docs,
-        "refused": len(probed.refused),
-        "docs_per_s": _shown(speed),
-        "tokens_per_s": _shown(tokens_per_s),
-        "tokens_from": probed.tokens_from if probed.docs else None,
-        "batch_size": probed.batch_size,
-        "error": probed.fault["detail"] if probed.fault else None,
-    }
+    return EndpointEstimate(
+        url=probed.endpoint,
+        docs=probed.docs,
+        refused=len(probed.refused),
+        docs_per_s=_rounded(speed),
+        tokens_per_s=_rounded(tokens_per_s),
+        tokens_from=probed.tokens_from if probed.docs else None,
+        batch_size=probed.batch_size,
+        error=probed.fault.detail if probed.fault else None,
+    )
 
 
 def _faults(probed: Sequence[Probed]) -> list[Failure]:
     """Endpoints that will not serve; the run ends by them if no other is left."""
     alone = all(p.fault is not None for p in probed)
-    return [{**p.fault, "endpoint": p.endpoint, "ends_run": alone} for p in probed if p.fault is not None]
+    return [Failure(p.fault.type, p.fault.detail, alone, endpoint=p.endpoint) for p in probed if p.fault is not None]
 
 
 def _refusals(
     probed: Sequence[Probed],
     work: Work,
     sampled: IntVector,
-    chunks: Mapping[int, Mapping[str, Any]],
+    chunks: Mapping[int, ChunkKey],
     terms: Terms,
 ) -> list[Failure]:
-    found = []
+    failures = []
     for one in probed:
         if not one.refused:
             continue
         in_all = refused_in_all(one, sampled, work.lengths).map(round)
         share = len(one.refused) + len(one.taken)
-        shown = [{**chunks[at], "reason": why} for at, why in sorted(one.refused.items()) if at in chunks]
+        named = [QuarantinedChunk(*chunks[at], why) for at, why in sorted(one.refused.items()) if at in chunks]
         detail = (
             f"{one.endpoint} refuses {len(one.refused)} of {share} sampled chunks for themselves, and so about "
             f"{in_all.estimate:,.0f} of {work.missing:,}; the order allows max_failed {terms.max_failed}"
         )
-        found.append(
-            {
-                "type": "chunks-refused",
-                "endpoint": one.endpoint,
-                "detail": detail,
-                "ends_run": in_all.estimate > terms.max_failed,
-                "count": in_all.to_json(),
-                "chunks": shown[:SHOWN_REFUSALS],
-            }
+        failures.append(
+            Failure(
+                "chunks-refused",
+                detail,
+                in_all.estimate > terms.max_failed,
+                endpoint=one.endpoint,
+                count=in_all.rounded(),
+                chunks=tuple(named[:SHOWN_REFUSALS]),
+            )
         )
-    return found
+    return failures
 
 
 def _over(terms: Terms, price: Span | None) -> list[Failure]:
@@ -141,14 +147,14 @@ def _over(terms: Terms, price: Span | None) -> list[Failure]:
         f"it will cost about {price.estimate:.4g} ({price.low:.4g} to {price.high:.4g}), and the budget is "
         f"{terms.budget:g}: the run {'would' if sure else 'might'} end before it is through"
     )
-    return [{"type": "budget-spent", "detail": detail, "ends_run": sure}]
+    return [Failure("budget-spent", detail, sure)]
 
 
-def _disk(footprint: SpaceSize) -> dict[str, int]:
+def _disk(footprint: SpaceSize) -> DiskEstimate:
     """A graph is saved beside the one before, and vector files are merged before they are deleted."""
     total = footprint.vector_files + footprint.graph_file
     beside = footprint.graph_file + min(footprint.vector_files, MERGE_BYTES)
-    return {"vectors": footprint.vector_files, "graph": footprint.graph_file, "total": total, "peak": total + beside}
+    return DiskEstimate(footprint.vector_files, footprint.graph_file, total, total + beside)
 
 
 def _rests_on(work: Work, probed: Sequence[Probed], built: Built | None, tokens_from: str | None) -> str:
@@ -164,5 +170,5 @@ def _rests_on(work: Work, probed: Sequence[Probed], built: Built | None, tokens_
     return " ".join(said).replace(" ;", ";")
 
 
-def _shown(span: Span | None) -> dict[str, float] | None:
-    return None if span is None else span.to_json()
+def _rounded(span: Span | None) -> Span | None:
+    return None if span is None else span.rounded()

@@ -1,17 +1,38 @@
-"""What a rebuild is asked to do."""
+"""What a rebuild is asked to do: one form from the request to the stage that embeds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from compass.domain.space import Status
 
+_ROUTERS_OWN = ("restart", "accept_new_fingerprint")  # carried out before the run begins, so no part of its record
+
 
 @dataclass(frozen=True, slots=True)
-class RebuildSpec:
-    """A rebuild to start. `endpoints` empty: the space's own."""
+class RebuildOrder:
+    """An order to rebuild a space.
+
+    Attributes:
+        endpoints: What embeds, URLs or `builtin`; empty, before the router has accepted it: the space's own.
+        job_id: Named by the router when it accepts; it stays the same when the run resumes after a crash.
+        api_key_env: The variable that holds the endpoints' key; the space's own key goes to its own endpoint alone.
+        batch_size: Texts of one request.
+        concurrency: Requests at once.
+        max_docs_per_s: The most that may be embedded in a second; None for no limit.
+        restart: Whether the space is emptied first.
+        endpoint_timeout_s: How long work waits while no endpoint gives a good answer, before the run fails.
+        max_failed: Chunks that may stay quarantined in a space that turns active.
+        accept_new_fingerprint: Take endpoints that name their model otherwise, if their vectors agree.
+        cost_per_million_tokens: What the endpoints cost by the token.
+        cost_per_hour: What each of them costs by the hour.
+        budget: The most that the run may spend, by one of these two; None for no limit.
+    """
 
     endpoints: tuple[str, ...] = ()
+    job_id: str = ""
     api_key_env: str | None = None
     batch_size: int | None = None
     concurrency: int | None = None
@@ -23,6 +44,27 @@ class RebuildSpec:
     cost_per_million_tokens: float | None = None
     cost_per_hour: float | None = None
     budget: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it may not embed as fast as it can."""
+        return any(limit is not None for limit in (self.max_docs_per_s, self.concurrency, self.budget))
+
+    @property
+    def metered(self) -> bool:
+        """Whether each request is paid for before it goes."""
+        return self.budget is not None or self.cost_per_million_tokens is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored of it, as plain JSON values."""
+        stored = {name: value for name, value in asdict(self).items() if name not in _ROUTERS_OWN}
+        return {**stored, "endpoints": list(self.endpoints)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> RebuildOrder:
+        """The order among the values of a stored record."""
+        stored = {f.name: data[f.name] for f in fields(RebuildOrder) if f.name in data}
+        return RebuildOrder(**{**stored, "endpoints": tuple(stored["endpoints"])})
 
 
 @dataclass(frozen=True, slots=True)

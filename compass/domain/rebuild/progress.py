@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 WINDOW_S = 10.0
 ALMOST = 0.9999  # the most that a space which cannot answer yet may claim
-RUN_FIELDS = ("state", "job_id", "started_at", "ended_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,35 +103,3 @@ class Progress:
             return self
         reached = 1.0 - self._left() / self.total if self.total else 0.0
         return replace(self, mark=max(self.mark, min(reached, ALMOST)))
-
-
-def status_of_run(record: Mapping[str, Any] | None, *, active: bool) -> dict[str, Any]:
-    """The RebuildStatus that a stored run record tells.
-
-    Args:
-        record: None where the space never had a run.
-        active: Whether the space is active now, which alone makes the progress 1.0.
-    """
-    stored = record or {}
-    progress = Progress.from_json(stored["progress"]) if record else Progress()
-    fraction = 1.0 if active else min(progress.fraction, ALMOST)
-    run = {name: stored[name] for name in RUN_FIELDS if stored.get(name) is not None}
-    status: dict[str, Any] = {
-        "progress": fraction,
-        "percent": round(100 * fraction, 2),
-        "embedded": progress.embedded,
-        "total": progress.total,
-        "failed": progress.failed,
-        "docs_per_s": stored.get("docs_per_s", 0.0),
-        "eta_s": stored.get("eta_s"),
-        "run": {"state": "none", **run},
-        "endpoints": stored.get("fleet", []),
-    }
-    if spending := stored.get("spending"):
-        status["cost"] = {"spent": spending["spent"], "budget": spending["budget"]}
-    error = stored.get("error")
-    if stored.get("waiting"):
-        error = stored["waiting"]
-    elif stored.get("stalled_s"):
-        error = f"nothing has landed for {stored['stalled_s']:.0f} s: look at the endpoints"
-    return {**status, "error": error} if error else status

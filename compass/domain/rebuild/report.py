@@ -78,7 +78,7 @@ class Failure:
     ends_run: bool
     endpoint: str | None = None
     count: Span | None = None
-    chunks: tuple[QuarantinedChunk, ...] = ()
+    chunks: tuple[QuarantinedChunk, ...] | None = None
     recorded: dict[str, Any] | None = None
     found: dict[str, Any] | None = None
     needed_bytes: int | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from compass.domain.embedding.endpoint_stats import EndpointStats
+from compass.domain.rebuild.progress import ALMOST, Progress
+from compass.domain.rebuild.run_record import RunRecord
 
 ShownState = Literal["running", "done", "failed", "cancelled", "none"]
 
@@ -61,3 +63,33 @@ class RebuildStatus:
     quarantined: tuple[QuarantinedChunk, ...] = ()
     cost: Cost | None = None
     error: str | None = None
+
+
+def status_of_run(record: RunRecord | None, *, active: bool) -> RebuildStatus:
+    """What the record of a run says of the rebuild.
+
+    Args:
+        record: None where the space never had a run.
+        active: Whether the space is active now, which alone makes the progress 1.0.
+    """
+    progress = record.progress if record else Progress()
+    fraction = 1.0 if active else min(progress.fraction, ALMOST)
+    status = RebuildStatus(
+        progress=fraction,
+        percent=round(100 * fraction, 2),
+        embedded=progress.embedded,
+        total=progress.total,
+        failed=progress.failed,
+    )
+    if record is None:
+        return status
+    spending = record.spending
+    return replace(
+        status,
+        docs_per_s=record.docs_per_s,
+        eta_s=record.eta_s,
+        run=RunStatus(record.state, record.order.job_id, record.started_at, record.ended_at),
+        endpoints=record.fleet,
+        cost=Cost(spending.spent, spending.budget) if spending else None,
+        error=record.trouble,
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class SwapSpec:
+class SwapOrder:
     """A swap to make. `space` None, only with `rollback`: the previous default. `wait_s`: for a space that lags."""
 
     space: str | None

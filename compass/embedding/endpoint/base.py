@@ -12,6 +12,7 @@ from typing import Any
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Kind, Meaning, Said, ServerInfo, meaning, smaller_batch
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.embedding.endpoint_url import shown
 from compass.domain.rebuild.budget import Meter, guessed_tokens, most_tokens
 from compass.domain.space import SpaceConfig, prepare_vectors, why_unfit
@@ -131,18 +132,18 @@ class Endpoint:
         """
         raise NotImplementedError
 
-    def stats(self) -> dict[str, Any]:
-        """{url, in_flight, docs_per_s, docs, tokens, errors, last_error}, since it was made."""
+    def stats(self) -> EndpointStats:
+        """How it does, since it was made."""
         elapsed_s = time.monotonic() - self._asked_at if self._asked_at else 0.0
-        return {
-            "url": self.shown,
-            "in_flight": self.in_flight,
-            "docs_per_s": round(self.docs / elapsed_s, 1) if elapsed_s else 0.0,
-            "docs": self.docs,
-            "tokens": self.tokens,
-            "errors": self.errors,
-            "last_error": self.last_error,
-        }
+        return EndpointStats(
+            url=self.shown,
+            in_flight=self.in_flight,
+            docs_per_s=round(self.docs / elapsed_s, 1) if elapsed_s else 0.0,
+            docs=self.docs,
+            tokens=self.tokens,
+            errors=self.errors,
+            last_error=self.last_error,
+        )
 
     @contextmanager
     def _asked(self, count: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding.contract import Embedded, Kind, ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.rebuild.budget import Meter
 from compass.domain.space import SpaceConfig
 from compass.embedding.endpoint.base import TooManyError
@@ -159,12 +160,8 @@ class FleetEmbedder:
         """
         return [await member.client.describe() for member in self._members]
 
-    def endpoints(self) -> list[dict[str, Any]]:
-        """How each endpoint does, since the fleet was made.
-
-        [{url, state: new | up | paused | down | refused, in_flight, window, batch_size, docs_per_s, docs, tokens,
-        errors, last_error}].
-        """
+    def endpoints(self) -> list[EndpointStats]:
+        """How each endpoint does, since the fleet was made."""
         return [member.stats() for member in self._members]
 
     async def close(self) -> None:

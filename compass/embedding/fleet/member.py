@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.aimd import BatchSize, Window
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.embedding.endpoint.base import Endpoint
 from compass.errors import EmbeddingError
 
@@ -91,7 +92,12 @@ class Member:
         elif full and self.batch.settled:
             self.window.answered(latency_s)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> EndpointStats:
         """How it does."""
-        told = {**self.client.stats(), "state": self.state, "window": self.window.size, "in_flight": self.busy}
-        return {**told, "batch_size": self.batch.size}
+        return replace(
+            self.client.stats(),
+            state=self.state,
+            window=self.window.size,
+            in_flight=self.busy,
+            batch_size=self.batch.size,
+        )

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.rebuild.forecast import MERGE_BYTES
+from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.space import why_unfit
 from compass.errors import InvalidRequestError, StorageError
 from compass.storage.objects import MissingObjectError, Objects
@@ -156,14 +157,14 @@ class SpaceVectors:
         """Forget who was quarantined: these vids are as missing as any other without a vector."""
         self._objects.delete(self._objects.list(f"{self._folder}/quarantine"))
 
-    def write_run(self, record: Mapping[str, Any]) -> None:
+    def write_run(self, record: RunRecord) -> None:
         """Replace the record of the space's rebuild run. Durable when it returns."""
-        self._objects.write(f"{self._folder}/run.json", json.dumps(dict(record)).encode())
+        self._objects.write(f"{self._folder}/run.json", json.dumps(record.to_json()).encode())
 
-    def read_run(self) -> dict[str, Any] | None:
-        """The record of the space's rebuild run."""
-        found = self._objects.read(f"{self._folder}/run.json")
-        return None if found is None else dict(json.loads(found.to_pybytes()))
+    def read_run(self) -> RunRecord | None:
+        """The record of the space's last rebuild run; None without one."""
+        stored = self._objects.read(f"{self._folder}/run.json")
+        return None if stored is None else RunRecord.from_json(json.loads(stored.to_pybytes()))
 
     def compact(self, live_vids: Callable[[], IntVector]) -> None:
         """Merge small files and leave out dead vids; write the new file first, delete the old ones after.

@@ -12,8 +12,8 @@ from world import DIMS, NEW, OLD, Faulty, Model, World, raises
 
 from compass.domain.chunk import ChunkInput
 from compass.domain.embedding.contract import ServerInfo
-from compass.domain.rebuild.order import RebuildSpec
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.routing.swap import SwapOrder
 from compass.domain.space import BuiltBy, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import (
@@ -163,11 +163,11 @@ async def test_a_resume_at_another_model_is_refused(world: World) -> None:
     await world.create_built_by_a()
     world.cluster.models["a"].says = ServerInfo(model_id="other")
     with pytest.raises(FingerprintMismatchError, match="'other', not 'a'"):
-        await world.router.start_rebuild("docs", "old", RebuildSpec())
+        await world.router.start_rebuild("docs", "old", RebuildOrder())
     world.cluster.models["a"] = Model("b")
     world.cluster.models["a"].says = ServerInfo()  # it says nothing, but embeds otherwise
     with pytest.raises(FingerprintMismatchError, match="embeds stored texts otherwise"):
-        await world.router.start_rebuild("docs", "old", RebuildSpec())
+        await world.router.start_rebuild("docs", "old", RebuildOrder())
     assert world.cluster.rebuilds == {}
 
 
@@ -175,7 +175,7 @@ async def test_a_resume_at_a_renamed_model_is_taken_on_word_and_proof(world: Wor
     """As PATCH does, an order may accept another name of the model, if its vectors of stored texts agree."""
     await world.create_built_by_a()
     world.cluster.models["a"].says = ServerInfo(model_id="a-renamed")
-    await world.router.start_rebuild("docs", "old", RebuildSpec(accept_new_fingerprint=True))
+    await world.router.start_rebuild("docs", "old", RebuildOrder(accept_new_fingerprint=True))
     assert world.space("old").built_by == BuiltBy("a-renamed")
     run = world.cluster.rebuilds[world.space("old").id]
     assert len(run.jobs) == 1
@@ -183,7 +183,7 @@ async def test_a_resume_at_a_renamed_model_is_taken_on_word_and_proof(world: Wor
     world.cluster.models["a"] = Model("b")
     world.cluster.models["a"].says = ServerInfo(model_id="b")
     with pytest.raises(FingerprintMismatchError, match="cosine"):
-        await world.router.start_rebuild("docs", "old", RebuildSpec(accept_new_fingerprint=True))
+        await world.router.start_rebuild("docs", "old", RebuildOrder(accept_new_fingerprint=True))
     assert (len(run.jobs), world.space("old").built_by) == (1, BuiltBy("a-renamed"))
 
 
@@ -195,8 +195,8 @@ async def test_a_space_of_two_models_is_only_restarted(world: World) -> None:
     vectors = world.root.space_vectors(world.route().uuid, space.id, DIMS)
     vectors.write_run({"state": "failed", "attempt": "x", "error": "changed", "tainted": True})
     with pytest.raises(FingerprintMismatchError, match="more than one model"):
-        await world.router.start_rebuild("docs", "new", RebuildSpec())
-    await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+        await world.router.start_rebuild("docs", "new", RebuildOrder())
+    await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))
     assert world.space("new").id != space.id
 
 
@@ -207,7 +207,7 @@ async def test_a_swap_to_an_endpoint_that_is_another_model_now_is_refused(world:
     world.cluster.models["b"] = Model("a")
     world.cluster.models["b"].says = ServerInfo()
     with pytest.raises(FingerprintMismatchError):
-        await world.router.swap("docs", SwapSpec("new", force=True))
+        await world.router.swap("docs", SwapOrder("new", force=True))
     assert world.route().default == "old"
 
 
@@ -249,7 +249,7 @@ async def test_a_failure_is_recorded_of_a_space_that_never_was_active(world: Wor
     await world.router.add_space("docs", "new", NEW)
     await world.router.fail("docs", world.space("new").id, "the endpoint lied")
     assert (world.space("new").status, world.space("new").error) == ("failed", "the endpoint lied")
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     assert (world.space("new").status, world.space("new").error) == ("building", None)
 
 
@@ -291,7 +291,7 @@ async def test_a_swap_does_not_wait_for_a_drop(world: World) -> None:
     async with world.tables[1].route("docs", "third") as routed:
         dropping = asyncio.create_task(world.router.drop_space("docs", "third"))
         await until(lambda: "third" not in world.tables[1].table.route("docs").spaces)
-        assert (await world.router.swap("docs", SwapSpec("new")))["epoch"] == 2
+        assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
         assert not dropping.done()
         assert routed.space.id in world.cluster.indexes
     await dropping
@@ -330,7 +330,7 @@ async def test_the_default_is_neither_dropped_nor_restarted(world: World) -> Non
     with pytest.raises(DefaultSpaceError):
         await world.router.drop_space("docs", "old")
     with pytest.raises(DefaultSpaceError):
-        await world.router.start_rebuild("docs", "old", RebuildSpec(restart=True))
+        await world.router.start_rebuild("docs", "old", RebuildOrder(restart=True))
     assert world.route() == before
     assert await world.found("one") == ["one"]
 

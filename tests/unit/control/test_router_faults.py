@@ -11,7 +11,7 @@ from waiting import until
 from world import DIMS, NEW, OLD, Faulty, World, raises
 
 from compass.domain.collection import CollectionSpec
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder
 from compass.errors import StorageError, UnavailableError
 from compass.storage.service import CollectionService
 
@@ -20,7 +20,7 @@ from compass.storage.service import CollectionService
 async def test_a_restarted_router_finds_everything(world: World, actors_survive: bool) -> None:
     """The logs tell a new router all: collections, default, epoch, spaces, and the rebuild that was running."""
     uuid = await world.create("one", new=NEW)
-    await world.router.swap("docs", SwapSpec("new"))
+    await world.router.swap("docs", SwapOrder("new"))
     await world.router.add_space("docs", "third", NEW)
     world.root.space_vectors(uuid, world.space("third").id, DIMS).write_run({"state": "running", "attempt": "a"})
     before = world.route()
@@ -32,7 +32,7 @@ async def test_a_restarted_router_finds_everything(world: World, actors_survive:
     assert world.route() == before
     assert await world.found("one") == ["one"]
     assert world.cluster.rebuilds.keys() == {before.spaces["third"].id}
-    assert (await world.router.swap("docs", SwapSpec("old")))["epoch"] == 3
+    assert (await world.router.swap("docs", SwapOrder("old")))["epoch"] == 3
 
 
 async def test_one_collection_that_does_not_open_leaves_the_others_alone(world: World) -> None:
@@ -126,9 +126,9 @@ async def test_other_collections_never_notice(world: World) -> None:
         return Faulty(real, info=info)
 
     world.cluster.wrap_collection = held
-    hanging = asyncio.create_task(world.router.swap("docs", SwapSpec("new")))
+    hanging = asyncio.create_task(world.router.swap("docs", SwapOrder("new")))
     async with asyncio.timeout(5):
-        await world.router.swap("other", SwapSpec("new"))
+        await world.router.swap("other", SwapOrder("new"))
     assert not hanging.done()
     go_on.set()
     await hanging
@@ -148,7 +148,7 @@ async def test_a_late_answer_brings_nothing_back(world: World) -> None:
         return Faulty(real, change=change)
 
     world.cluster.wrap_collection = slow
-    swap = asyncio.create_task(world.router.swap("docs", SwapSpec("new")))
+    swap = asyncio.create_task(world.router.swap("docs", SwapOrder("new")))
     await committing.wait()
     swap.cancel()
     go_on.set()

@@ -11,7 +11,7 @@ from world import DIMS, NEW, FakeRebuild, Faulty, World
 
 from compass.domain.embedding.contract import ServerInfo
 from compass.domain.memory import SMALL_BYTES, Room
-from compass.domain.rebuild.order import RebuildSpec
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import DefaultSpaceError, InvalidRequestError, NotFoundError, RebuildRunningError
 
@@ -21,9 +21,9 @@ async def test_a_rebuild_starts_with_its_endpoints(world: World) -> None:
     await world.create()
     await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
     with pytest.raises(InvalidRequestError):
-        await world.router.start_rebuild("docs", "new", RebuildSpec())
+        await world.router.start_rebuild("docs", "new", RebuildOrder())
     answer = await world.router.start_rebuild(
-        "docs", "new", RebuildSpec(("http://b1", "http://b2"), "COMPASS_EMBED_KEY_B", 8)
+        "docs", "new", RebuildOrder(("http://b1", "http://b2"), "COMPASS_EMBED_KEY_B", 8)
     )
     space = world.space("new")
     job = world.cluster.rebuilds[space.id].jobs[0]
@@ -37,13 +37,13 @@ async def test_a_second_rebuild_is_refused(world: World) -> None:
     """One rebuild of a space at a time; an ended one is in nobody's way, and its process is ended."""
     await world.create()
     await world.router.add_space("docs", "new", NEW)
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     space_id = world.space("new").id
     with pytest.raises(RebuildRunningError):
-        await world.router.start_rebuild("docs", "new", RebuildSpec())
+        await world.router.start_rebuild("docs", "new", RebuildOrder())
     world.cluster.rebuilds[space_id].runs = False
     await until(lambda: world.cluster.ended_rebuilds == [space_id])
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     assert await world.cluster.rebuilds[space_id].running()
 
 
@@ -52,7 +52,7 @@ async def test_an_estimate_is_asked_of_a_pilot_and_leaves_no_trace(world: World)
     uuid = await world.create("one")
     await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
     before = world.space("new"), (await world.cluster.collection(uuid).info())["seq"]
-    spec = RebuildSpec(("http://b1", "http://b2"), batch_size=8, budget=5.0, cost_per_hour=1.0)
+    spec = RebuildOrder(("http://b1", "http://b2"), batch_size=8, budget=5.0, cost_per_hour=1.0)
     assert await world.router.estimate_rebuild("docs", "new", spec) == {"failures": []}
     (order,) = world.cluster.estimated
     assert (order["space"], order["endpoints"], order["batch_size"]) == ("new", ["http://b1", "http://b2"], 8)
@@ -74,7 +74,7 @@ async def test_an_estimate_tells_of_memory_that_is_not_there(world: World) -> No
         return Faulty(real, ensure_memory=ensure_memory) if space.name == "wide" else real
 
     world.cluster.wrap_index = full
-    (failure,) = (await world.router.estimate_rebuild("docs", "wide", RebuildSpec(("http://b1",))))["failures"]
+    (failure,) = (await world.router.estimate_rebuild("docs", "wide", RebuildOrder(("http://b1",))))["failures"]
     assert (failure["type"], failure["ends_run"]) == ("insufficient-memory", True)
     assert (failure["needed_bytes"], failure["free_bytes"], failure["node"]) == (2 * SMALL_BYTES, 1_000, "node-7")
 
@@ -83,11 +83,11 @@ async def test_an_estimate_is_refused_where_the_order_would_be(world: World) -> 
     """An unknown space, no endpoint, a running rebuild, a restart of the default; and while another is made."""
     await world.create()
     await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
-    spec = RebuildSpec(("http://b1",))
+    spec = RebuildOrder(("http://b1",))
     for name, order, kind in [
         ("none", spec, NotFoundError),
-        ("new", RebuildSpec(), InvalidRequestError),
-        ("old", RebuildSpec(restart=True), DefaultSpaceError),
+        ("new", RebuildOrder(), InvalidRequestError),
+        ("old", RebuildOrder(restart=True), DefaultSpaceError),
     ]:
         with pytest.raises(kind):
             await world.router.estimate_rebuild("docs", name, order)
@@ -108,11 +108,11 @@ async def test_an_estimate_tells_of_another_model(world: World) -> None:
     """With both fingerprints, as something that ends the run; a restart asks only that the endpoints agree."""
     await world.create_built_by_a()
     world.cluster.models["a"].says = ServerInfo(model_id="other")
-    (failure,) = (await world.router.estimate_rebuild("docs", "old", RebuildSpec()))["failures"]
+    (failure,) = (await world.router.estimate_rebuild("docs", "old", RebuildOrder()))["failures"]
     assert (failure["type"], failure["ends_run"]) == ("fingerprint-mismatch", True)
     assert (failure["recorded"]["model_id"], failure["found"]["model_id"]) == ("a", "other")
     await world.router.add_space("docs", "new", NEW)
-    restart = RebuildSpec(restart=True)
+    restart = RebuildOrder(restart=True)
     assert (await world.router.estimate_rebuild("docs", "new", restart))["failures"] == []
 
 
@@ -123,7 +123,7 @@ async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
     monkeypatch.setattr("compass.control.rebuilds.STOP_CHECK_S", 0.15)  # it looks while the second one starts
     await world.create()
     await world.router.add_space("docs", "new", NEW)
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     space_id = world.space("new").id
     await asyncio.sleep(0.05)
     world.cluster.rebuilds[space_id].runs = False
@@ -135,7 +135,7 @@ async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
 
     slow.start = start  # type: ignore[method-assign]
     world.cluster.rebuild = lambda *_: world.cluster.rebuilds.setdefault(space_id, slow)  # type: ignore[method-assign]
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     await asyncio.sleep(0.1)
     assert world.cluster.rebuilds.get(space_id) is slow
 
@@ -145,7 +145,7 @@ async def test_restart_empties_a_space_under_a_new_id(world: World) -> None:
     uuid = await world.create("one", new=NEW)
     before = world.space("new")
     assert await world.level(before) == 0
-    answer = await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+    answer = await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))
     after = world.space("new")
     assert (answer["status"], after.status, after.config) == ("building", "building", before.config)
     assert after.id != before.id
@@ -160,7 +160,7 @@ async def test_cancel_ends_the_run(world: World) -> None:
     await world.router.add_space("docs", "new", NEW)
     with pytest.raises(NotFoundError):
         await world.router.cancel_rebuild("docs", "new")
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     await world.router.cancel_rebuild("docs", "new")
     assert world.cluster.ended_rebuilds == [world.space("new").id]
     with pytest.raises(NotFoundError):
@@ -171,7 +171,7 @@ async def test_a_run_that_does_not_answer_is_cancelled_nevertheless(world: World
     """When its process hangs, it is ended and the record says cancelled, so that no restart resumes it."""
     uuid = await world.create()
     await world.router.add_space("docs", "new", NEW)
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     space = world.space("new")
     vectors = world.root.space_vectors(uuid, space.id, DIMS)
     vectors.write_run({"job_id": "j", "state": "running", "attempt": "a"})
@@ -187,7 +187,7 @@ async def test_a_drop_ends_the_rebuild_first(world: World) -> None:
     """No run is left that could write into what was dropped."""
     await world.create()
     await world.router.add_space("docs", "new", NEW)
-    await world.router.start_rebuild("docs", "new", RebuildSpec())
+    await world.router.start_rebuild("docs", "new", RebuildOrder())
     space_id = world.space("new").id
     await world.router.drop_space("docs", "new")
     assert world.cluster.ended_rebuilds == [space_id]

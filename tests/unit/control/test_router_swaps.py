@@ -12,8 +12,8 @@ from world import DIMS, NEW, Faulty, World, raises
 
 from compass.domain.chunk import ChunkInput
 from compass.domain.history import By
-from compass.domain.rebuild.order import RebuildSpec
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.routing.swap import SwapOrder
 from compass.domain.search.query import Query
 from compass.domain.space import Space
 from compass.embedding.builtin import HashingModel
@@ -36,14 +36,14 @@ from compass.storage.service import CollectionService
 async def test_swap_and_rollback_lose_nothing(world: World) -> None:
     """The default changes everywhere, epochs grow, and what was written in between is in both spaces."""
     await world.create("one", new=NEW)
-    assert await world.router.swap("docs", SwapSpec("new", expected_epoch=1)) == {
+    assert await world.router.swap("docs", SwapOrder("new", expected_epoch=1)) == {
         "previous": "old",
         "current": "new",
         "epoch": 2,
     }
     assert (world.route().default, world.route().epoch, world.route().next_default) == ("new", 2, None)
     await world.ingest("two")
-    assert await world.router.swap("docs", SwapSpec("old")) == {"previous": "new", "current": "old", "epoch": 3}
+    assert await world.router.swap("docs", SwapOrder("old")) == {"previous": "new", "current": "old", "epoch": 3}
     assert sorted(await world.found("two")) == ["one", "two"]
     assert sorted(await world.found("two", "new")) == ["one", "two"]
 
@@ -52,13 +52,13 @@ async def test_a_rollback_goes_to_the_previous_default(world: World) -> None:
     """Without a name it goes back and forth between the last two; what was dropped is no way back."""
     await world.create(new=NEW, third=NEW)
     with pytest.raises(NotFoundError, match="no previous default"):
-        await world.router.swap("docs", SwapSpec(None, rollback=True))
-    await world.router.swap("docs", SwapSpec("new"))
-    await world.router.swap("docs", SwapSpec("third"))
+        await world.router.swap("docs", SwapOrder(None, rollback=True))
+    await world.router.swap("docs", SwapOrder("new"))
+    await world.router.swap("docs", SwapOrder("third"))
     for name in ("new", "third"):
-        assert (await world.router.swap("docs", SwapSpec(None, rollback=True)))["current"] == name
+        assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == name
     await world.router.drop_space("docs", "new")
-    assert (await world.router.swap("docs", SwapSpec(None, rollback=True)))["current"] == "old"
+    assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == "old"
 
 
 async def test_a_swap_waits_no_longer_than_it_is_told(world: World) -> None:
@@ -69,7 +69,7 @@ async def test_a_swap_waits_no_longer_than_it_is_told(world: World) -> None:
     await world.ingest("two")
     began = time.monotonic()
     with pytest.raises(SpaceLagsError, match=r"0\.2 s"):
-        await world.router.swap("docs", SwapSpec("new", wait_s=0.2))
+        await world.router.swap("docs", SwapOrder("new", wait_s=0.2))
     assert 0.2 <= time.monotonic() - began < 2
 
 
@@ -83,13 +83,13 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
 
     world.cluster.wrap_index = lambda real, space: Faulty(real, lag_at=lag_at) if space.name == "new" else real
     with pytest.raises(SpaceQuarantinedError) as refused:
-        await world.router.swap("docs", SwapSpec("new"))
+        await world.router.swap("docs", SwapOrder("new"))
     assert refused.value.fields == {"space": "new", **known}
     known["accepted"] = 2
-    assert (await world.router.swap("docs", SwapSpec("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
     known.update(accepted=0)
-    await world.router.swap("docs", SwapSpec("old"))
-    assert (await world.router.swap("docs", SwapSpec("new", force=True)))["epoch"] == 4
+    await world.router.swap("docs", SwapOrder("old"))
+    assert (await world.router.swap("docs", SwapOrder("new", force=True)))["epoch"] == 4
 
 
 async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) -> None:
@@ -102,17 +102,17 @@ async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) 
 
     world.cluster.wrap_index = lambda real, space: Faulty(real, lag_at=lag_at)
     with pytest.raises(SpaceQuarantinedError):
-        await world.router.swap("docs", SwapSpec("new"))
+        await world.router.swap("docs", SwapOrder("new"))
     assert world.route() == before
 
 
 async def test_a_space_that_is_being_rebuilt_is_no_target(world: World) -> None:
     """Not by force either: what it holds is changing."""
     await world.create(new=NEW)
-    await world.router.start_rebuild("docs", "new", RebuildSpec(("http://127.0.0.1:1/embed",)))
+    await world.router.start_rebuild("docs", "new", RebuildOrder(("http://127.0.0.1:1/embed",)))
     for force in (False, True):
         with pytest.raises(RebuildRunningError):
-            await world.router.swap("docs", SwapSpec("new", force=force))
+            await world.router.swap("docs", SwapOrder("new", force=force))
     assert world.route().default == "old"
 
 
@@ -120,7 +120,7 @@ async def test_a_former_default_is_dropped_on_confirmation(world: World) -> None
     """Within the guard's time its name must be said again; other spaces, and later, want nothing."""
     world.router._drop_guard_s = 60.0
     await world.create(new=NEW, third=NEW)
-    await world.router.swap("docs", SwapSpec("new"))
+    await world.router.swap("docs", SwapOrder("new"))
     for confirm in (None, "new", ""):
         with pytest.raises(ConfirmationNeededError, match="confirm=old"):
             await world.router.drop_space("docs", "old", confirm)
@@ -128,7 +128,7 @@ async def test_a_former_default_is_dropped_on_confirmation(world: World) -> None
     await world.router.drop_space("docs", "old", "old")
     await world.router.add_space("docs", "other", NEW)
     await world.router.activate("docs", world.space("other").id)
-    await world.router.swap("docs", SwapSpec("other"))
+    await world.router.swap("docs", SwapOrder("other"))
     world.router._drop_guard_s = 0.0
     await world.router.drop_space("docs", "new")
     assert list(world.route().spaces) == ["other"]
@@ -139,12 +139,12 @@ async def test_the_history_tells_what_was_done(world: World) -> None:
     uuid = await world.create()
     anna = By("anna", "a better model")
     await world.router.add_space("docs", "new", NEW, anna)
-    await world.router.start_rebuild("docs", "new", RebuildSpec(), anna)
+    await world.router.start_rebuild("docs", "new", RebuildOrder(), anna)
     world.cluster.rebuilds.clear()
     await world.router.fail("docs", world.space("new").id, "no endpoint")
     await world.router.activate("docs", world.space("new").id)
-    await world.router.swap("docs", SwapSpec("new", force=True), anna)
-    await world.router.swap("docs", SwapSpec(None, rollback=True), By("ben", "worse"))
+    await world.router.swap("docs", SwapOrder("new", force=True), anna)
+    await world.router.swap("docs", SwapOrder(None, rollback=True), By("ben", "worse"))
     with pytest.raises(DefaultSpaceError):
         await world.router.drop_space("docs", "old", by=anna)
     await world.router.drop_space("docs", "new", by=anna)
@@ -170,7 +170,7 @@ async def test_a_swap_to_the_default_changes_nothing(world: World) -> None:
     """PUT of the present default answers it, and neither epoch nor log move."""
     uuid = await world.create()
     before = (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"])
-    assert await world.router.swap("docs", SwapSpec("old")) == {"previous": "old", "current": "old", "epoch": 1}
+    assert await world.router.swap("docs", SwapOrder("old")) == {"previous": "old", "current": "old", "epoch": 1}
     assert (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"]) == before
 
 
@@ -180,11 +180,11 @@ async def test_a_swap_to_what_may_not_answer_is_refused(world: World) -> None:
     await world.router.add_space("docs", "new", NEW)
     before = world.route()
     with pytest.raises(SpaceNotActiveError):
-        await world.router.swap("docs", SwapSpec("new", force=True))
+        await world.router.swap("docs", SwapOrder("new", force=True))
     with pytest.raises(NotFoundError):
-        await world.router.swap("docs", SwapSpec("nothing"))
+        await world.router.swap("docs", SwapOrder("nothing"))
     with pytest.raises(EpochMismatchError) as mismatch:
-        await world.router.swap("docs", SwapSpec("ready", force=True, expected_epoch=2))
+        await world.router.swap("docs", SwapOrder("ready", force=True, expected_epoch=2))
     assert mismatch.value.fields == {"epoch": 1, "expected_epoch": 2}
     assert world.route() == before
 
@@ -196,10 +196,10 @@ async def test_a_lagging_target_is_refused_unless_forced(world: World) -> None:
     world.cluster.models["b"].down = True
     await world.ingest("two", "three")
     with pytest.raises(SpaceLagsError) as lags:
-        await world.router.swap("docs", SwapSpec("new"))
+        await world.router.swap("docs", SwapOrder("new"))
     assert lags.value.fields["lag"] == 2
     assert (world.route().default, world.route().next_default) == ("old", None)
-    assert (await world.router.swap("docs", SwapSpec("new", force=True)))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new", force=True)))["epoch"] == 2
     world.cluster.models["b"].down = False
     assert await world.level(world.space("new")) == 0
     assert sorted(await world.found("two")) == ["one", "three", "two"]
@@ -210,7 +210,7 @@ async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
     rollback to it is refused with the lag. Once its model is back it catches up by itself, and the way is open.
     """
     uuid = await world.create("one", "two", new=NEW)
-    await world.router.swap("docs", SwapSpec("new"))
+    await world.router.swap("docs", SwapOrder("new"))
     assert await world.level(world.space("old")) == 0
     world.cluster.models["a"].down = True
     await world.cluster.collection(uuid).ingest(
@@ -223,12 +223,12 @@ async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
     vector = HashingModel("a", DIMS).embed(["two"])[0]
     assert [hit.chunk.text for hit in (await index.search([Query(vector)]))[0]] == ["one"]
     with pytest.raises(SpaceLagsError) as refused:
-        await world.router.swap("docs", SwapSpec(None, rollback=True, wait_s=0.1))
+        await world.router.swap("docs", SwapOrder(None, rollback=True, wait_s=0.1))
     assert refused.value.fields == {"space": "old", "lag": 2}
     assert world.route().default == "new"
     world.cluster.models["a"].down = False
     assert await world.level(world.space("old")) == 0
-    assert (await world.router.swap("docs", SwapSpec(None, rollback=True)))["current"] == "old"
+    assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == "old"
     assert sorted(await world.found("three")) == ["one", "three", "two has changed"]
 
 
@@ -246,7 +246,7 @@ async def test_acknowledgements_wait_for_both_while_a_swap_is_under_way(world: W
         return Faulty(real, lag_at=lag_at) if space.name == "new" else real
 
     world.cluster.wrap_index = held
-    swap = asyncio.create_task(world.router.swap("docs", SwapSpec("new")))
+    swap = asyncio.create_task(world.router.swap("docs", SwapOrder("new")))
     await asked.wait()
     assert (world.route().default, world.route().next_default) == ("old", "new")
     go_on.set()
@@ -261,7 +261,7 @@ async def test_a_failed_swap_leaves_no_trace(world: World, error: Exception) -> 
     before = world.route()
     world.cluster.wrap_index = lambda real, space: Faulty(real, lag_at=raises(error))
     with pytest.raises(type(error)):
-        await world.router.swap("docs", SwapSpec("new"))
+        await world.router.swap("docs", SwapOrder("new"))
     assert world.route() == before
 
 
@@ -269,7 +269,7 @@ async def test_a_committed_swap_is_never_reported_as_failed(world: World) -> Non
     """An index that does not answer after the commit neither fails the swap nor brings the old table back."""
     await world.create(new=NEW)
     world.cluster.wrap_index = lambda real, space: Faulty(real, configure=raises(UnavailableError("restarting")))
-    assert (await world.router.swap("docs", SwapSpec("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
     assert (world.route().default, world.route().epoch) == ("new", 2)
 
 
@@ -285,7 +285,7 @@ async def test_a_lost_answer_is_settled_by_the_log(world: World) -> None:
         return Faulty(real, change=change)
 
     world.cluster.wrap_collection = losing
-    assert (await world.router.swap("docs", SwapSpec("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
     assert (world.route().default, world.route().epoch) == ("new", 2)
 
 
@@ -295,7 +295,7 @@ async def test_a_change_that_never_was_committed_is_an_error(world: World) -> No
     before = world.route()
     world.cluster.wrap_collection = lambda real: Faulty(real, change=raises(UnavailableError("it was not there")))
     with pytest.raises(UnavailableError, match="it was not there"):
-        await world.router.swap("docs", SwapSpec("new"))
+        await world.router.swap("docs", SwapOrder("new"))
     assert world.route() == before
 
 
@@ -321,7 +321,7 @@ async def test_nobody_answers_while_it_is_not_known_what_is_true(
         return Faulty(real, change=change, state=state)
 
     world.cluster.wrap_collection = losing
-    swap = asyncio.create_task(world.router.swap("docs", SwapSpec("new")))
+    swap = asyncio.create_task(world.router.swap("docs", SwapOrder("new")))
     await until(lambda: not reachable)
     query = asyncio.create_task(world.found("one"))
     by_name = await world.found("one", "old")
@@ -341,6 +341,6 @@ async def test_an_older_router_can_change_nothing(world: World) -> None:
     newer = incarnation.claim(world.root.objects)
     state = await world.cluster.collection(uuid).state(newer)
     with pytest.raises(TakenOverError):
-        await world.router.swap("docs", SwapSpec("new", force=True))
+        await world.router.swap("docs", SwapOrder("new", force=True))
     assert await world.cluster.collection(uuid).state(newer) == state
     assert world.route() == before

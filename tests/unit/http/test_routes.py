@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from compass import __version__
-from compass.domain.routing.swap import SwapSpec
+from compass.domain.routing.swap import SwapOrder
 from compass.errors import EndpointUnavailableError, UnavailableError
 from compass.http.openapi import openapi_document
 
@@ -365,7 +365,7 @@ async def test_a_rollback_needs_no_name(http: Any, docs: Any) -> None:
     """What a swap asks for reaches the router as it was said, with the defaults for the rest."""
     await http.put("/collections/docs/default-vector-space", json={"rollback": True, "wait_s": 1.5, "force": True})
     await http.put("/collections/docs/default-vector-space", json={"name": "fed"})
-    assert docs.router.swaps == [SwapSpec(None, True, True, None, 1.5), SwapSpec("fed", False, False, None, 5.0)]
+    assert docs.router.swaps == [SwapOrder(None, True, True, None, 1.5), SwapOrder("fed", False, False, None, 5.0)]
 
 
 async def test_the_history_is_shown(http: Any, docs: Any) -> None:

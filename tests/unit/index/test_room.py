@@ -15,8 +15,8 @@ from world import DIMS, NEW, Model, World
 
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.memory import FIRST_CAPACITY, Footprint, Room
-from compass.domain.rebuild.order import RebuildSpec
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.search.query import Query
 from compass.domain.space import SpaceConfig, prepare_vectors
 from compass.errors import DefaultSpaceError, InsufficientMemoryError
@@ -162,13 +162,13 @@ async def test_a_rebuild_that_does_not_fit_is_refused_before_it_starts(world: Wo
     needed = Footprint(DIMS, 16).space_bytes(2_000)
     full.free_bytes = needed // 2
     with pytest.raises(InsufficientMemoryError) as refused:
-        await world.router.start_rebuild("docs", "wide", RebuildSpec(("http://b",)))
+        await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     assert refused.value.fields == {"needed_bytes": needed, "free_bytes": needed // 2, "node": "node-7"}
     assert refused.value.status == 507
     assert (world.route(), (await world.cluster.collection(uuid).info())["seq"]) == before
     assert world.cluster.rebuilds == {}
     full.free_bytes = needed
-    assert (await world.router.start_rebuild("docs", "wide", RebuildSpec(("http://b",))))["status"] == "building"
+    assert (await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",))))["status"] == "building"
 
 
 async def test_a_restart_that_does_not_fit_empties_nothing(world: World, full: Node) -> None:
@@ -181,13 +181,13 @@ async def test_a_restart_that_does_not_fit_empties_nothing(world: World, full: N
     world.cluster.models["b"].down = True
     await world.cluster.collection(before.uuid).ingest(chunks)
     with pytest.raises(InsufficientMemoryError):
-        await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+        await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))
     assert world.route() == before
     with pytest.raises(DefaultSpaceError):
-        await world.router.start_rebuild("docs", "old", RebuildSpec(restart=True))
+        await world.router.start_rebuild("docs", "old", RebuildOrder(restart=True))
     full.free_bytes = ROOMY
     world.cluster.models["b"].down = False
-    await world.router.start_rebuild("docs", "new", RebuildSpec(restart=True))
+    await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))
     assert world.space("new").id != before.spaces["new"].id
 
 
@@ -226,9 +226,9 @@ async def test_a_rebuild_that_meets_a_full_node_fails_and_goes_on_later(world: W
         def endpoints(self) -> list[dict[str, Any]]:
             return []
 
-    await world.router.start_rebuild("docs", "wide", RebuildSpec(("http://b",)))
+    await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     run = _run(world, Counting("b"))
-    await run.start(RebuildJob("job-1", ("http://b",)))
+    await run.start(RebuildOrder("job-1", ("http://b",)))
     record = await run.wait()
     assert record is not None
     assert record.state == "failed"
@@ -240,9 +240,9 @@ async def test_a_rebuild_that_meets_a_full_node_fails_and_goes_on_later(world: W
     full.free_bytes = left[0] = ROOMY
     first_try = list(sent)
     world.cluster.rebuilds.clear()
-    await world.router.start_rebuild("docs", "wide", RebuildSpec(("http://b",)))
+    await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     again = _run(world, Counting("b"))
-    await again.start(RebuildJob("job-2", ("http://b",)))
+    await again.start(RebuildOrder("job-2", ("http://b",)))
     assert (await again.wait()).state == "done"  # type: ignore[union-attr]
     assert world.space("wide").status == "active"
     assert set(first_try).isdisjoint(sent[len(first_try) :])

@@ -16,7 +16,7 @@ import pytest_asyncio
 from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
 from compass.domain.embedding.contract import ServerInfo
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import CompassError, FingerprintMismatchError, SpaceLagsError
@@ -168,7 +168,7 @@ class World:
     def ingest(self, texts: Iterable[str], file_id: str = "f") -> None:
         self.store.ingest([ChunkInput(file_id, i, text) for i, text in enumerate(texts)])
 
-    def open_stage(self, job: RebuildJob, attempt: str) -> EmbedStage:
+    def open_stage(self, job: RebuildOrder, attempt: str) -> EmbedStage:
         return EmbedStage(self.objects, self.vectors, self.embedder, attempt)
 
     def new_run(self) -> RebuildRun:
@@ -208,11 +208,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def job() -> Callable[..., RebuildJob]:
+def job() -> Callable[..., RebuildOrder]:
     """Make jobs by their id."""
 
-    def make(job_id: str = "job-1", **fields: Any) -> RebuildJob:
-        return RebuildJob(job_id, ("http://embed",), **fields)
+    def make(job_id: str = "job-1", **fields: Any) -> RebuildOrder:
+        return RebuildOrder(job_id, ("http://embed",), **fields)
 
     return make
 

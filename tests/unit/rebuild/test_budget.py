@@ -12,7 +12,7 @@ import pytest
 from starlette.responses import Response
 from waiting import until
 
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import SpaceConfig
 from compass.errors import BudgetSpentError
 from compass.rebuild.run import RebuildRun
@@ -71,8 +71,8 @@ def new_run(world: Any, tmp_path: Path) -> Any:
     return make
 
 
-def order(job_id: str, url: str, **fields: Any) -> RebuildJob:
-    return RebuildJob(job_id, (url,), batch_size=8, cost_per_million_tokens=PRICE, **fields)
+def order(job_id: str, url: str, **fields: Any) -> RebuildOrder:
+    return RebuildOrder(job_id, (url,), batch_size=8, cost_per_million_tokens=PRICE, **fields)
 
 
 async def test_the_spending_never_passes_the_budget(world: Any, new_run: Any) -> None:
@@ -155,7 +155,7 @@ async def test_by_the_hour_the_run_ends_in_time(world: Any, new_run: Any) -> Non
     with served("m", DIMS, docs_per_s=200) as endpoint:
         run = new_run()
         began = time.monotonic()
-        job = RebuildJob("j", (endpoint.url, endpoint.url), batch_size=4, cost_per_hour=3_600.0, budget=6.0)
+        job = RebuildOrder("j", (endpoint.url, endpoint.url), batch_size=4, cost_per_hour=3_600.0, budget=6.0)
         await run.start(job)
         record = await run.wait()
         took_s = time.monotonic() - began
@@ -182,6 +182,6 @@ async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> 
     world.ingest(["one"])
     with served("m", DIMS) as endpoint:
         run = new_run()
-        await run.start(RebuildJob("j", (endpoint.url,)))
+        await run.start(RebuildOrder("j", (endpoint.url,)))
         assert (await run.wait()).state == "done"
     assert "cost" not in await run.status()

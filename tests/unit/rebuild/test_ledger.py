@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compass.domain.rebuild.run_record import RebuildJob
+from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import BudgetSpentError
 from compass.rebuild.ledger import Ledger
 
@@ -27,7 +27,7 @@ class Saved:
 
 def ledger_of(spent: float = 0.0, **prices: Any) -> tuple[Ledger, Saved]:
     saved = Saved()
-    saved.ledger = Ledger(RebuildJob("j", ("http://a", "http://b"), **prices), spent, saved)
+    saved.ledger = Ledger(RebuildOrder("j", ("http://a", "http://b"), **prices), spent, saved)
     return saved.ledger, saved
 
 

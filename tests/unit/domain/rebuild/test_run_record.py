@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from compass.domain.rebuild.progress import Progress, status_of_run
-from compass.domain.rebuild.run_record import RebuildJob, RunRecord
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.run_record import RunRecord
 from compass.rebuild.endpoint_stats import Fleet
 
 ORDER = {
@@ -20,7 +21,7 @@ ORDER = {
 
 def test_a_job_is_read_from_an_order() -> None:
     """An order may say more than the job needs; what it leaves out has its default."""
-    assert RebuildJob.of(ORDER) == RebuildJob("j", ("http://a", "http://b"), batch_size=8)
+    assert RebuildOrder.of(ORDER) == RebuildOrder("j", ("http://a", "http://b"), batch_size=8)
 
 
 def test_a_record_survives_json() -> None:
@@ -28,7 +29,7 @@ def test_a_record_survives_json() -> None:
     progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
     fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
     record = RunRecord(
-        RebuildJob.of(ORDER), "attempt", "running", 5.0, owns_below=77, progress=progress, fleet=fleet, stalled_s=61.0
+        RebuildOrder.of(ORDER), "attempt", "running", 5.0, owns_below=77, progress=progress, fleet=fleet, stalled_s=61.0
     )
     back = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert back.to_json() == record.to_json()
@@ -40,7 +41,7 @@ def test_a_record_tells_the_status() -> None:
     progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
     fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
     record = RunRecord(
-        RebuildJob.of(ORDER),
+        RebuildOrder.of(ORDER),
         "a",
         "failed",
         5.0,
