@@ -181,7 +181,7 @@ async def _embed(
     """Embed `docs` chunks (None: all) until they are durable."""
     vectors = made.space(dims)
     opener = StageOpener(str(made.data), made.uuid, vectors.space_id, SpaceConfig(dims, "m"), 60.0)
-    job = RebuildOrder("bench", tuple(urls), batch_size=args.batch)
+    job = RebuildOrder(tuple(urls), "bench", batch_size=args.batch)
     with Usage(apart=endpoint) as usage:
         began, done, marks = time.perf_counter(), 0, []
         plan = await asyncio.to_thread(read_plan, made.objects, _first(made.snapshot, docs), NONE, NONE)

@@ -111,7 +111,7 @@ class Twin:
         """All endpoints are there again, both spaces are level, and the default is the first one again."""
         for model in self.world.cluster.models.values():
             model.down = False
-        seq = (await self._collection().info())["seq"]
+        seq = (await self._collection().stats()).seq
         for space in self.world.route().spaces.values():
             lag = await self.world.cluster.index(self.world.route().uuid, space).follow(seq, level_s)
             assert lag == 0, f"{space.name} lacks {lag} chunks"

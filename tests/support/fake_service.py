@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ from compass.domain.collection import (
     AddSpace,
     CollectionSpec,
     CollectionState,
+    CollectionStats,
     DropSpace,
     SetSpace,
     SwapDefault,
@@ -25,13 +25,24 @@ from compass.domain.collection import (
 )
 from compass.domain.filters import Filter
 from compass.domain.history import By, Event
-from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.estimate import Span
+from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
+from compass.domain.rebuild.report import (
+    ChunkCounts,
+    DiskEstimate,
+    EndpointEstimate,
+    EstimateReport,
+    Failure,
+    MemoryEstimate,
+    TimeEstimate,
+)
+from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus, RunStatus
 from compass.domain.receipts import Deleted, Ingested
 from compass.domain.routing.lease import Holding, Routed
-from compass.domain.routing.swap import SwapOrder
+from compass.domain.routing.swap import SwapOrder, Swapped
 from compass.domain.routing.table import CollectionRoute, RoutingTable
 from compass.domain.search.query import Hit, Query
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.space import Space, SpaceChanges, SpaceConfig, SpaceStats
 from compass.errors import CollectionExistsError, NotFoundError, RebuildRunningError, SpaceLagsError, UnavailableError
 from compass.gateway.gateway import Gateway
 from compass.http.app import build_app
@@ -107,8 +118,8 @@ class FakeCollection:
     async def page(self, after: int, limit: int) -> list[Chunk]:
         return [self.rows[i] for i in sorted(self.rows) if i > after][:limit]
 
-    async def info(self) -> dict[str, Any]:
-        return {"chunk_count": len(self.rows), "seq": self.seq}
+    async def stats(self) -> CollectionStats:
+        return CollectionStats(len(self.rows), self.seq)
 
     async def history(self) -> list[Event]:
         return [Event(2, 1_700_000_000.5, 1, "add", "new", 0.25, "anyone", "why not", {"model": "m"})]
@@ -157,12 +168,15 @@ class FakeIndex:
             await called
         return self.lacks
 
-    async def info(self) -> dict[str, Any]:
-        return {"vectors": len(self.collection.rows), "lag": self.lacks, "quarantined": 0, "bytes_on_disk": 8}
+    async def stats(self) -> SpaceStats:
+        return SpaceStats(len(self.collection.rows), self.lacks, 0, 0, 8)
 
-    async def rebuild_status(self) -> dict[str, Any]:
-        run = {"state": "running", "job_id": "j", "started_at": 1.0}
-        return {"progress": self.progress, "embedded": 1, "total": 4, "run": run, "endpoints": []}
+    async def rebuild_status(self) -> RebuildStatus:
+        run = RunStatus("running", "j", 1.0)
+        return RebuildStatus(progress=self.progress, embedded=1, total=4, run=run)
+
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
+        return []
 
     async def _one(self, query: Query) -> list[Hit]:
         found = []
@@ -177,28 +191,31 @@ class FakeIndex:
         return sorted(found, key=lambda hit: -hit.score)[: query.top_k]
 
 
-SPAN = {"low": 1.0, "estimate": 2.0, "high": 3.0}
-ESTIMATE: dict[str, Any] = {
-    "chunks": {"total": 4, "without_text": 1, "embedded": 1, "missing": 2, "sampled": 2},
-    "endpoints": [
-        {"url": "http://a/embed", "docs": 2, "refused": 1, "docs_per_s": SPAN, "tokens_per_s": SPAN}
-        | {"tokens_from": "server", "batch_size": 32, "error": None}
-    ],
-    "docs_per_s": SPAN,
-    "tokens": SPAN,
-    "tokens_from": "server",
-    "time_s": {"embedding": SPAN, "building": None, "total": SPAN},
-    "disk_bytes": {"vectors": 1, "graph": 2, "total": 3, "peak": 6},
-    "memory_bytes": {"graph": 1, "rows": 2, "total": 3},
-    "cost": SPAN,
-    "budget": 5.0,
-    "failures": [
-        {"type": "chunks-refused", "detail": "too long", "ends_run": True, "endpoint": "http://a/embed"}
-        | {"count": SPAN, "chunks": [{"id": 1, "file_id": "f", "chunk_index": 0, "reason": "too long"}]}
-    ],
-    "rests_on": "2 texts",
-    "took_s": 1.5,
-}
+SPAN = Span(1.0, 2.0, 3.0)
+ESTIMATE = EstimateReport(
+    chunks=ChunkCounts(total=4, without_text=1, embedded=1, missing=2, sampled=2),
+    endpoints=(EndpointEstimate("http://a/embed", 2, 1, SPAN, SPAN, "server", 32, None),),
+    docs_per_s=SPAN,
+    tokens=SPAN,
+    tokens_from="server",
+    time_s=TimeEstimate(SPAN, None, SPAN),
+    disk_bytes=DiskEstimate(1, 2, 3, 6),
+    memory_bytes=MemoryEstimate(1, 2, 3),
+    cost=SPAN,
+    budget=5.0,
+    failures=(
+        Failure(
+            "chunks-refused",
+            "too long",
+            True,
+            endpoint="http://a/embed",
+            count=SPAN,
+            chunks=(QuarantinedChunk(1, "f", 0, "too long"),),
+        ),
+    ),
+    rests_on="2 texts",
+    took_s=1.5,
+)
 
 
 class FakeRouter:
@@ -235,13 +252,11 @@ class FakeRouter:
         self.asked.append(("add_space", by))
         self._set(apply(self._state(collection), AddSpace(_space(name, config, "building", False))))
 
-    async def set_space(self, collection: str, space: str, changes: dict[str, Any], by: By = NOBODY) -> None:
+    async def set_space(self, collection: str, space: str, changes: SpaceChanges, by: By = NOBODY) -> None:
         self.asked.append(("set_space", by))
-        state, config = self._state(collection), dict(changes)
+        state = self._state(collection)
         found = state.by_name(space)
-        if "ef_search" in config:
-            config["hnsw"] = replace(found.config.hnsw, ef_search=config.pop("ef_search"))
-        self._set(apply(state, SetSpace(found.id, config=config)))
+        self._set(apply(state, SetSpace(found.id, config=changes.of_config(found.config))))
 
     async def activate(self, collection: str, space: str) -> None:
         state = self._state(collection)
@@ -253,7 +268,7 @@ class FakeRouter:
         state = self._state(collection)
         self._set(apply(state, DropSpace(state.by_name(space).id)))
 
-    async def swap(self, collection: str, spec: SwapOrder, by: By = NOBODY) -> dict[str, Any]:
+    async def swap(self, collection: str, spec: SwapOrder, by: By = NOBODY) -> Swapped:
         self.asked.append(("swap", by))
         self.swaps.append(spec)
         space = spec.space or ""
@@ -264,17 +279,17 @@ class FakeRouter:
         epoch = state.epoch if spec.expected_epoch is None else spec.expected_epoch
         state = apply(state, SwapDefault(before.id, epoch, target.id))
         self._set(state)
-        return {"previous": before.name, "current": space, "epoch": state.epoch}
+        return Swapped(before.name, space, state.epoch)
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildOrder, by: By = NOBODY) -> dict[str, Any]:
+    async def start_rebuild(self, collection: str, space: str, spec: RebuildOrder, by: By = NOBODY) -> RebuildStarted:
         self.asked.append(("start_rebuild", by))
         found = self._state(collection).by_name(space)
         if found.id in self.rebuilds:
             raise RebuildRunningError(f"a rebuild of {space!r} runs")
         self.rebuilds[found.id] = spec
-        return {"status": found.status, "job_id": "job-1"}
+        return RebuildStarted(found.status, "job-1")
 
-    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildOrder) -> dict[str, Any]:
+    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildOrder) -> EstimateReport:
         self._state(collection).by_name(space)
         self.estimated.append(spec)
         return ESTIMATE

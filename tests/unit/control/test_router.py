@@ -291,7 +291,7 @@ async def test_a_swap_does_not_wait_for_a_drop(world: World) -> None:
     async with world.tables[1].route("docs", "third") as routed:
         dropping = asyncio.create_task(world.router.drop_space("docs", "third"))
         await until(lambda: "third" not in world.tables[1].table.route("docs").spaces)
-        assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
+        assert (await world.router.swap("docs", SwapOrder("new"))).epoch == 2
         assert not dropping.done()
         assert routed.space.id in world.cluster.indexes
     await dropping

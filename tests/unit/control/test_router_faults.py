@@ -32,7 +32,7 @@ async def test_a_restarted_router_finds_everything(world: World, actors_survive:
     assert world.route() == before
     assert await world.found("one") == ["one"]
     assert world.cluster.rebuilds.keys() == {before.spaces["third"].id}
-    assert (await world.router.swap("docs", SwapOrder("old")))["epoch"] == 3
+    assert (await world.router.swap("docs", SwapOrder("old"))).epoch == 3
 
 
 async def test_one_collection_that_does_not_open_leaves_the_others_alone(world: World) -> None:

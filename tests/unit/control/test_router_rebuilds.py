@@ -51,13 +51,13 @@ async def test_an_estimate_is_asked_of_a_pilot_and_leaves_no_trace(world: World)
     """It is given the order; no run starts, the space does not follow, the log has no further commit."""
     uuid = await world.create("one")
     await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
-    before = world.space("new"), (await world.cluster.collection(uuid).info())["seq"]
+    before = world.space("new"), (await world.cluster.collection(uuid).stats()).seq
     spec = RebuildOrder(("http://b1", "http://b2"), batch_size=8, budget=5.0, cost_per_hour=1.0)
     assert await world.router.estimate_rebuild("docs", "new", spec) == {"failures": []}
     (order,) = world.cluster.estimated
     assert (order["space"], order["endpoints"], order["batch_size"]) == ("new", ["http://b1", "http://b2"], 8)
     assert (order["budget"], order["cost_per_hour"], order["restart"]) == (5.0, 1.0, False)
-    assert (world.space("new"), (await world.cluster.collection(uuid).info())["seq"]) == before
+    assert (world.space("new"), (await world.cluster.collection(uuid).stats()).seq) == before
     assert world.cluster.rebuilds == {}
 
 

@@ -56,9 +56,9 @@ async def test_a_rollback_goes_to_the_previous_default(world: World) -> None:
     await world.router.swap("docs", SwapOrder("new"))
     await world.router.swap("docs", SwapOrder("third"))
     for name in ("new", "third"):
-        assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == name
+        assert (await world.router.swap("docs", SwapOrder(None, rollback=True))).current == name
     await world.router.drop_space("docs", "new")
-    assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == "old"
+    assert (await world.router.swap("docs", SwapOrder(None, rollback=True))).current == "old"
 
 
 async def test_a_swap_waits_no_longer_than_it_is_told(world: World) -> None:
@@ -86,10 +86,10 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
         await world.router.swap("docs", SwapOrder("new"))
     assert refused.value.fields == {"space": "new", **known}
     known["accepted"] = 2
-    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new"))).epoch == 2
     known.update(accepted=0)
     await world.router.swap("docs", SwapOrder("old"))
-    assert (await world.router.swap("docs", SwapOrder("new", force=True)))["epoch"] == 4
+    assert (await world.router.swap("docs", SwapOrder("new", force=True))).epoch == 4
 
 
 async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) -> None:
@@ -169,9 +169,9 @@ async def test_the_history_tells_what_was_done(world: World) -> None:
 async def test_a_swap_to_the_default_changes_nothing(world: World) -> None:
     """PUT of the present default answers it, and neither epoch nor log move."""
     uuid = await world.create()
-    before = (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"])
+    before = (world.publisher.table, (await world.cluster.collection(uuid).stats()).seq)
     assert await world.router.swap("docs", SwapOrder("old")) == {"previous": "old", "current": "old", "epoch": 1}
-    assert (world.publisher.table, (await world.cluster.collection(uuid).info())["seq"]) == before
+    assert (world.publisher.table, (await world.cluster.collection(uuid).stats()).seq) == before
 
 
 async def test_a_swap_to_what_may_not_answer_is_refused(world: World) -> None:
@@ -199,7 +199,7 @@ async def test_a_lagging_target_is_refused_unless_forced(world: World) -> None:
         await world.router.swap("docs", SwapOrder("new"))
     assert lags.value.fields["lag"] == 2
     assert (world.route().default, world.route().next_default) == ("old", None)
-    assert (await world.router.swap("docs", SwapOrder("new", force=True)))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new", force=True))).epoch == 2
     world.cluster.models["b"].down = False
     assert await world.level(world.space("new")) == 0
     assert sorted(await world.found("two")) == ["one", "three", "two"]
@@ -228,7 +228,7 @@ async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
     assert world.route().default == "new"
     world.cluster.models["a"].down = False
     assert await world.level(world.space("old")) == 0
-    assert (await world.router.swap("docs", SwapOrder(None, rollback=True)))["current"] == "old"
+    assert (await world.router.swap("docs", SwapOrder(None, rollback=True))).current == "old"
     assert sorted(await world.found("three")) == ["one", "three", "two has changed"]
 
 
@@ -269,7 +269,7 @@ async def test_a_committed_swap_is_never_reported_as_failed(world: World) -> Non
     """An index that does not answer after the commit neither fails the swap nor brings the old table back."""
     await world.create(new=NEW)
     world.cluster.wrap_index = lambda real, space: Faulty(real, configure=raises(UnavailableError("restarting")))
-    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new"))).epoch == 2
     assert (world.route().default, world.route().epoch) == ("new", 2)
 
 
@@ -285,7 +285,7 @@ async def test_a_lost_answer_is_settled_by_the_log(world: World) -> None:
         return Faulty(real, change=change)
 
     world.cluster.wrap_collection = losing
-    assert (await world.router.swap("docs", SwapOrder("new")))["epoch"] == 2
+    assert (await world.router.swap("docs", SwapOrder("new"))).epoch == 2
     assert (world.route().default, world.route().epoch) == ("new", 2)
 
 

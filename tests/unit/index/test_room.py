@@ -16,7 +16,6 @@ from world import DIMS, NEW, Model, World
 from compass.domain.chunk import Chunk, ChunkInput
 from compass.domain.memory import FIRST_CAPACITY, Footprint, Room
 from compass.domain.rebuild.order import RebuildOrder
-from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.search.query import Query
 from compass.domain.space import SpaceConfig, prepare_vectors
 from compass.errors import DefaultSpaceError, InsufficientMemoryError
@@ -158,17 +157,17 @@ async def _wide(world: World, count: int = 2_000) -> str:
 async def test_a_rebuild_that_does_not_fit_is_refused_before_it_starts(world: World, full: Node) -> None:
     """507 with what is needed and free, and nothing has changed: no commit, no run, no process."""
     uuid = await _wide(world)
-    before = world.route(), (await world.cluster.collection(uuid).info())["seq"]
+    before = world.route(), (await world.cluster.collection(uuid).stats()).seq
     needed = Footprint(DIMS, 16).space_bytes(2_000)
     full.free_bytes = needed // 2
     with pytest.raises(InsufficientMemoryError) as refused:
         await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     assert refused.value.fields == {"needed_bytes": needed, "free_bytes": needed // 2, "node": "node-7"}
     assert refused.value.status == 507
-    assert (world.route(), (await world.cluster.collection(uuid).info())["seq"]) == before
+    assert (world.route(), (await world.cluster.collection(uuid).stats()).seq) == before
     assert world.cluster.rebuilds == {}
     full.free_bytes = needed
-    assert (await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",))))["status"] == "building"
+    assert (await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))).status == "building"
 
 
 async def test_a_restart_that_does_not_fit_empties_nothing(world: World, full: Node) -> None:
@@ -228,7 +227,7 @@ async def test_a_rebuild_that_meets_a_full_node_fails_and_goes_on_later(world: W
 
     await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     run = _run(world, Counting("b"))
-    await run.start(RebuildOrder("job-1", ("http://b",)))
+    await run.start(RebuildOrder(("http://b",), "job-1"))
     record = await run.wait()
     assert record is not None
     assert record.state == "failed"
@@ -242,7 +241,7 @@ async def test_a_rebuild_that_meets_a_full_node_fails_and_goes_on_later(world: W
     world.cluster.rebuilds.clear()
     await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     again = _run(world, Counting("b"))
-    await again.start(RebuildOrder("job-2", ("http://b",)))
+    await again.start(RebuildOrder(("http://b",), "job-2"))
     assert (await again.wait()).state == "done"  # type: ignore[union-attr]
     assert world.space("wide").status == "active"
     assert set(first_try).isdisjoint(sent[len(first_try) :])
@@ -268,7 +267,7 @@ async def test_an_active_space_on_a_full_node_answers_and_lags(world: World, ful
     full.free_bytes = 0
     await world.cluster.collection(world.route().uuid).ingest([ChunkInput("f", i, f"text {i}") for i in range(2_000)])
     await until(lambda: len(index._missing) and index._error and "more memory" in index._error)
-    lag, seen = (await index.info())["lag"], len(sent)
+    lag, seen = (await index.stats()).lag, len(sent)
     assert 0 < lag <= 2_000
     vector = (await real(["one"]))[0]
     assert (await index.search([Query(vector, top_k=1)]))[0][0].chunk.text == "one"
@@ -277,7 +276,7 @@ async def test_an_active_space_on_a_full_node_answers_and_lags(world: World, ful
     full.free_bytes = ROOMY
     assert await world.level(world.space("new")) == 0
     assert len(sent) == len(set(sent))
-    assert (await index.info())["error"] is None
+    assert (await index.stats()).error is None
 
 
 async def test_vectors_that_are_sent_to_a_full_node_wait_in_their_file(world: World, full: Node) -> None:

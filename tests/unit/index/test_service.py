@@ -165,7 +165,7 @@ async def test_a_delete_is_masked_at_once(world: World) -> None:
     seq = world.store.delete([world.store.view.page(0, 1)[0].id], None).seq
     assert await index.follow(seq, 0) == 0
     assert await world.found(index, "one") == ["two"]
-    assert (await index.info())["vectors"] == 1
+    assert (await index.stats()).vectors == 1
 
 
 async def test_a_lag_is_told_and_heals_by_itself(world: World) -> None:
@@ -177,7 +177,7 @@ async def test_a_lag_is_told_and_heals_by_itself(world: World) -> None:
     await until(lambda: index._error)
     info = await index.info()
     assert (info["lag"], info["error"]) == (2, "http://m is down")
-    assert (await index.rebuild_status())["error"] == "http://m is down"
+    assert (await index.rebuild_status()).error == "http://m is down"
     assert await world.found(index, "two") == ["one"]
     world.model.error = None
     await until(lambda: not len(index._missing))
@@ -226,16 +226,16 @@ async def test_a_poison_text_is_quarantined_alone(world: World) -> None:
     lacks = await index.lag_at(world.ingest("one", "poison", "two"), 5)
     assert lacks == {"lag": 0, "quarantined": 1, "accepted": 0}, "what is refused during the wait counts"
     assert sorted(await world.found(index, "one")) == ["one", "two"]
-    assert [q["reason"] for q in (await index.rebuild_status())["quarantined"]] == ["too long"]
-    assert (await index.info())["quarantined"] == 1
+    assert [q["reason"] for q in (await index.rebuild_status()).quarantined] == ["too long"]
+    assert (await index.stats()).quarantined == 1
     sent = world.model.sent["poison"]
     await index.close()
     again = world.open()
     assert await again.follow(world.store.seq, 5) == 0
-    assert (await again.info())["quarantined"] == 1
+    assert (await again.stats()).quarantined == 1
     assert world.model.sent["poison"] == sent
     assert await again.follow(world.ingest("one", "cured", "two"), 5) == 0
-    assert (await again.info())["quarantined"] == 0
+    assert (await again.stats()).quarantined == 0
 
 
 async def test_the_endpoint_may_move(world: World) -> None:
@@ -310,7 +310,7 @@ async def test_a_large_file_goes_straight_into_the_graph(world: World) -> None:
     world.ingest(*texts)
     vids = world.store.view.embeddable_vids()
     await index.load_files([world.vectors.append(vids, HashingModel("m", DIMS).embed(texts), run="a")])
-    assert (await index.info())["vectors"] == 600
+    assert (await index.stats()).vectors == 600
     assert "text number 77" in await world.found(index, "text number 77")
 
 
@@ -328,7 +328,7 @@ async def test_a_file_that_compaction_took_away_is_no_loss(world: World) -> None
     assert not set(keys) & set(world.vectors.files())
     await index.load_files(keys)
     assert sorted(await world.found(index, "one")) == ["one", "two"]
-    assert (await index.info())["lag"] == 0
+    assert (await index.stats()).lag == 0
 
 
 async def test_what_an_ended_run_left_is_not_embedded_again(world: World) -> None:
@@ -472,11 +472,11 @@ async def test_a_view_that_was_thrown_away_takes_nothing_with_it(world: World) -
 
     index._view = Young()  # type: ignore[assignment]
     await index._catch_up(0)
-    assert (await index.info())["vectors"] == 0
+    assert (await index.stats()).vectors == 0
     index._view = real
     await index._catch_up(world.store.seq)
-    assert (await index.info())["vectors"] == 2
-    assert (await index.info())["lag"] == 0
+    assert (await index.stats()).vectors == 2
+    assert (await index.stats()).lag == 0
 
 
 async def test_a_space_that_does_not_open_says_why_and_tries_again(world: World) -> None:
@@ -502,7 +502,7 @@ async def test_an_unforeseen_error_does_not_end_the_following(world: World) -> N
     index = world.begin()
     world.model.error = ZeroDivisionError("oops")  # type: ignore[assignment]
     assert await index.follow(world.ingest("one"), 0.2) == 1
-    assert "ZeroDivisionError" in (await index.info())["error"]
+    assert "ZeroDivisionError" in (await index.stats()).error
     world.model.error = None
     assert await index.follow(world.store.seq, 5) == 0
 

@@ -212,7 +212,7 @@ def job() -> Callable[..., RebuildOrder]:
     """Make jobs by their id."""
 
     def make(job_id: str = "job-1", **fields: Any) -> RebuildOrder:
-        return RebuildOrder(job_id, ("http://embed",), **fields)
+        return RebuildOrder(("http://embed",), job_id, **fields)
 
     return make
 

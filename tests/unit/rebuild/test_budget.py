@@ -72,7 +72,7 @@ def new_run(world: Any, tmp_path: Path) -> Any:
 
 
 def order(job_id: str, url: str, **fields: Any) -> RebuildOrder:
-    return RebuildOrder(job_id, (url,), batch_size=8, cost_per_million_tokens=PRICE, **fields)
+    return RebuildOrder((url,), job_id, batch_size=8, cost_per_million_tokens=PRICE, **fields)
 
 
 async def test_the_spending_never_passes_the_budget(world: Any, new_run: Any) -> None:
@@ -155,7 +155,7 @@ async def test_by_the_hour_the_run_ends_in_time(world: Any, new_run: Any) -> Non
     with served("m", DIMS, docs_per_s=200) as endpoint:
         run = new_run()
         began = time.monotonic()
-        job = RebuildOrder("j", (endpoint.url, endpoint.url), batch_size=4, cost_per_hour=3_600.0, budget=6.0)
+        job = RebuildOrder((endpoint.url, endpoint.url), "j", batch_size=4, cost_per_hour=3_600.0, budget=6.0)
         await run.start(job)
         record = await run.wait()
         took_s = time.monotonic() - began
@@ -182,6 +182,6 @@ async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> 
     world.ingest(["one"])
     with served("m", DIMS) as endpoint:
         run = new_run()
-        await run.start(RebuildOrder("j", (endpoint.url,)))
+        await run.start(RebuildOrder((endpoint.url,), "j"))
         assert (await run.wait()).state == "done"
     assert "cost" not in await run.status()

@@ -36,7 +36,7 @@ def word(state: str, docs: int = 100, docs_per_s: float = 10.0, last_error: str 
 
 def test_stages_that_work_are_added_up() -> None:
     """The best state that any of them sees counts."""
-    fleet = Fleet(ManualClock())
+    fleet = RunEndpoints(ManualClock())
     fleet.report("a", [word("up")])
     fleet.report("b", [word("down", last_error="refused")])
     (told,) = fleet.endpoints()
@@ -48,7 +48,7 @@ def test_stages_that_work_are_added_up() -> None:
 def test_a_stage_that_has_ended_hides_no_outage() -> None:
     """It is heard no more: what it counted stays, how its endpoints did does not."""
     clock = ManualClock()
-    fleet = Fleet(clock)
+    fleet = RunEndpoints(clock)
     fleet.report("ended", [word("up", docs_per_s=3_000.0)])
     clock.now_s = FRESH_S + 1
     fleet.report("works", [word("down", docs=5, last_error="connection refused")])
@@ -60,7 +60,7 @@ def test_a_stage_that_has_ended_hides_no_outage() -> None:
 def test_when_all_stages_have_ended_their_last_words_count() -> None:
     """While the index catches up nobody asks an endpoint, and nobody waits for one."""
     clock = ManualClock()
-    fleet = Fleet(clock)
+    fleet = RunEndpoints(clock)
     fleet.report("a", [word("up")])
     clock.now_s = 100 * FRESH_S
     assert fleet.endpoints()[0]["state"] == "up"

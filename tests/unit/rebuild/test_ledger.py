@@ -27,7 +27,7 @@ class Saved:
 
 def ledger_of(spent: float = 0.0, **prices: Any) -> tuple[Ledger, Saved]:
     saved = Saved()
-    saved.ledger = Ledger(RebuildOrder("j", ("http://a", "http://b"), **prices), spent, saved)
+    saved.ledger = Ledger(RebuildOrder(("http://a", "http://b"), "j", **prices), spent, saved)
     return saved.ledger, saved
 
 

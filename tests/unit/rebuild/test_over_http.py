@@ -39,7 +39,7 @@ async def test_rebuilds_over_http_and_resumes(world: Any, opener: Any) -> None:
     with served("m", DIMS) as endpoint:
         world.ingest(f"text {i} about subject{i % 7}" for i in range(300))
         run = run_of(world, opener)
-        await run.start(RebuildOrder("j1", (endpoint.url,), batch_size=16))
+        await run.start(RebuildOrder((endpoint.url,), "j1", batch_size=16))
         assert (await run.wait()).state == "done"
         vids, rows = world.vectors.get(world.store.view.embeddable_vids())
         texts = world.store.view.texts(vids)
@@ -47,7 +47,7 @@ async def test_rebuilds_over_http_and_resumes(world: Any, opener: Any) -> None:
         np.testing.assert_allclose(rows, expected, atol=1e-5)
         assert endpoint.stats()["inputs"] == 300
         world.ingest((f"later {i}" for i in range(20)), "g")
-        await run.start(RebuildOrder("j2", (endpoint.url,)))
+        await run.start(RebuildOrder((endpoint.url,), "j2"))
         assert (await run.wait()).state == "done"
         assert endpoint.stats()["inputs"] == 320
         assert world.vectors.have().tolist() == world.embeddable()
@@ -58,7 +58,7 @@ async def test_wrong_dims_fail_the_run_with_both_numbers(world: Any, opener: Any
     with served("other", 24) as endpoint:
         world.ingest(["one", "two"])
         run = run_of(world, opener)
-        await run.start(RebuildOrder("j", (endpoint.url,)))
+        await run.start(RebuildOrder((endpoint.url,), "j"))
         record = await run.wait()
     assert record.state == "failed"
     assert "16" in record.error
@@ -72,7 +72,7 @@ async def test_a_speed_limit_holds_over_http(world: Any, opener: Any) -> None:
         world.ingest(f"text {i}" for i in range(60))
         plan = read_plan(world.objects, world.store.checkpoint(), NONE, NONE)
         world.vectors.write_run({"attempt": "a", "state": "running"})
-        job = RebuildOrder("j", (endpoint.url,), batch_size=10, max_docs_per_s=100.0)
+        job = RebuildOrder((endpoint.url,), "j", batch_size=10, max_docs_per_s=100.0)
         started = time.monotonic()
         landed = [f.count async for f in run_inline(plan.descriptors, opener, job, "a")]
         assert landed == [60]

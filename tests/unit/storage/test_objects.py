@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from compass.errors import NotImplementedYetError, StorageError
-from compass.storage.objects import local as module
 from compass.storage.objects import LocalObjects, open_objects
+from compass.storage.objects import local as module
 
 
 @pytest.fixture

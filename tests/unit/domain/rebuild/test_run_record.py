@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compass.domain.rebuild.progress import Progress, status_of_run
 from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.progress import Progress
+from compass.domain.rebuild.status import status_of_run
 from compass.domain.rebuild.run_record import RunRecord
-from compass.rebuild.endpoint_stats import Fleet
+from compass.rebuild.endpoint_stats import RunEndpoints
 
 ORDER = {
     "job_id": "j",
@@ -21,7 +22,7 @@ ORDER = {
 
 def test_a_job_is_read_from_an_order() -> None:
     """An order may say more than the job needs; what it leaves out has its default."""
-    assert RebuildOrder.of(ORDER) == RebuildOrder("j", ("http://a", "http://b"), batch_size=8)
+    assert RebuildOrder.of(ORDER) == RebuildOrder(("http://a", "http://b"), "j", batch_size=8)
 
 
 def test_a_record_survives_json() -> None:
@@ -29,7 +30,14 @@ def test_a_record_survives_json() -> None:
     progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
     fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
     record = RunRecord(
-        RebuildOrder.of(ORDER), "attempt", "running", 5.0, owns_below=77, progress=progress, fleet=fleet, stalled_s=61.0
+        RebuildOrder.of(ORDER),
+        "attempt",
+        "running",
+        5.0,
+        owns_below=77,
+        progress=progress,
+        fleet=fleet,
+        stalled_s=61.0,
     )
     back = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert back.to_json() == record.to_json()
@@ -74,7 +82,7 @@ def word(url: str, **said: Any) -> dict[str, Any]:
 
 def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
     """Each endpoint is listed once; a stage's later word replaces its earlier one, the best state counts."""
-    fleet = Fleet(lambda: 0.0)
+    fleet = RunEndpoints(lambda: 0.0)
     fleet.report("s1", [word("http://a", in_flight=9, errors=9, last_error="old")])
     fleet.report("s1", [word("http://a", in_flight=1, docs=5, state="down"), word("http://b", errors=1)])
     fleet.report("s2", [word("http://a", in_flight=3, docs=7, errors=2, last_error="reset", state="paused")])
@@ -87,7 +95,7 @@ def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
 
 def test_a_fleet_waits_when_no_endpoint_answers() -> None:
     """Down or refused at every stage: the reason names each; one that is up, or not asked yet, ends it."""
-    fleet = Fleet(lambda: 0.0)
+    fleet = RunEndpoints(lambda: 0.0)
     assert fleet.waiting() is None
     fleet.report("s1", [word("http://a", state="down", last_error="no route"), word("http://b", state="refused")])
     said = fleet.waiting() or ""
