@@ -36,6 +36,7 @@ from compass.demo.corpus import read_corpus
 from compass.demo.local import free_port
 from compass.domain.chunk import ChunkInput
 from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.space import Space, SpaceConfig
 from compass.rebuild.pipeline import LOCAL_ROWS, stream
 from compass.rebuild.plan import read_plan
@@ -104,7 +105,7 @@ class Made:
         """An empty space, which a run may fill."""
         self._spaces += 1
         vectors = self.root.space_vectors(self.uuid, f"new-{self._spaces}", dims)
-        vectors.write_run({"attempt": "bench", "state": "running"})
+        vectors.write_run(RunRecord(RebuildOrder(("builtin",), "bench"), "bench", "running", time.time()))
         return vectors
 
     def texts(self) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from compass.domain.chunk import ChunkInput
 from compass.domain.collection import CollectionSpec
 from compass.domain.embedding.contract import ServerInfo
 from compass.domain.memory import UNLIMITED
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.report import (
+    ChunkCounts,
+    DiskEstimate,
+    EstimateReport,
+    Failure,
+    MemoryEstimate,
+    TimeEstimate,
+)
 from compass.domain.search.query import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
@@ -60,12 +70,12 @@ class FakeRebuild:
     """A rebuild that runs until a test ends it."""
 
     def __init__(self) -> None:
-        self.jobs: list[dict[str, Any]] = []
+        self.orders: list[RebuildOrder] = []
         self.runs = False
         self.hangs = False
 
-    async def start(self, job: dict[str, Any]) -> None:
-        self.jobs.append(job)
+    async def start(self, order: RebuildOrder) -> None:
+        self.orders.append(order)
         self.runs = True
 
     async def cancel(self) -> None:
@@ -90,6 +100,22 @@ class Faulty:
         return self._methods.get(name) or getattr(self._real, name)
 
 
+NOTHING_KNOWN = EstimateReport(
+    chunks=ChunkCounts(0, 0, 0, 0, 0),
+    endpoints=(),
+    docs_per_s=None,
+    tokens=None,
+    tokens_from=None,
+    time_s=TimeEstimate(None, None, None),
+    disk_bytes=DiskEstimate(0, 0, 0, 0),
+    memory_bytes=MemoryEstimate(0, 0, 0),
+    cost=None,
+    budget=None,
+    failures=(),
+    rests_on="nothing",
+)
+
+
 class FakeCluster:
     """The actors as objects of this process, over one root; what is stopped is started when it is asked again."""
 
@@ -100,7 +126,7 @@ class FakeCluster:
         self.indexes: dict[str, SpaceIndex] = {}
         self.rebuilds: dict[str, FakeRebuild] = {}
         self.ended_rebuilds: list[str] = []
-        self.estimated: list[dict[str, Any]] = []
+        self.estimated: list[tuple[str, RebuildOrder, tuple[Failure, ...]]] = []  # space, order, known failures
         self.estimators_go = asyncio.Event()
         self.estimators_go.set()
         self.wrap_collection: Callable[[Any], Any] = lambda real: real
@@ -139,10 +165,12 @@ class FakeCluster:
     async def find_rebuild(self, space_id: str) -> Any:
         return self.rebuilds.get(space_id)
 
-    async def estimate(self, uuid: str, space: Space, order: dict[str, Any]) -> dict[str, Any]:
-        self.estimated.append({**order, "space": space.name})
+    async def estimate(
+        self, uuid: str, space: Space, order: RebuildOrder, known: Sequence[Failure]
+    ) -> EstimateReport:
+        self.estimated.append((space.name, order, tuple(known)))
         await self.estimators_go.wait()
-        return {"failures": order["failures"]}
+        return replace(NOTHING_KNOWN, failures=tuple(known))
 
     async def stop_collection(self, uuid: str) -> None:
         if uuid in self.collections:

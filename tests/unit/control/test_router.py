@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from records import run_record
 from waiting import until
 from world import DIMS, NEW, OLD, Faulty, Model, World, raises
 
@@ -14,7 +16,7 @@ from compass.domain.chunk import ChunkInput
 from compass.domain.embedding.contract import ServerInfo
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.routing.swap import SwapOrder
-from compass.domain.space import BuiltBy, SpaceConfig
+from compass.domain.space import BuiltBy, SpaceChanges, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import (
     CollectionExistsError,
@@ -101,7 +103,7 @@ async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> 
     """What PATCH changed is in the table, and in what the index works with, when the call returns."""
     await world.create()
     world.cluster.models["a"].says = ServerInfo()
-    await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved", "ef_search": 99})
+    await world.router.set_space("docs", "old", SpaceChanges(embed_endpoint="http://moved", ef_search=99))
     config = world.space("old").config
     assert (config.embed_endpoint, config.hnsw.ef_search, config.hnsw.m) == ("http://moved", 99, OLD.hnsw.m)
     assert world.cluster.indexes[world.space("old").id]._space.config == config
@@ -117,11 +119,11 @@ async def test_an_endpoint_moves_only_to_the_same_model(world: World) -> None:
     )
     same, world.cluster.models[OLD.model] = world.cluster.models[OLD.model], world.cluster.models[NEW.model]
     with pytest.raises(FingerprintMismatchError) as refused:
-        await world.router.set_space("docs", "old", {"embed_endpoint": "http://other-model"})
+        await world.router.set_space("docs", "old", SpaceChanges(embed_endpoint="http://other-model"))
     assert refused.value.fields["cosine"] < 0.999
     assert world.space("old").config.embed_endpoint == OLD.embed_endpoint
     world.cluster.models[OLD.model] = same
-    await world.router.set_space("docs", "old", {"embed_endpoint": "http://moved"})
+    await world.router.set_space("docs", "old", SpaceChanges(embed_endpoint="http://moved"))
     assert world.space("old").config.embed_endpoint == "http://moved"
 
 
@@ -142,19 +144,21 @@ async def test_another_name_of_a_model_is_taken_only_on_word_and_proof(world: Wo
     """
     await world.create_built_by_a()
     world.cluster.models["a"].says = ServerInfo(model_id="a-renamed", pooling="mean")
-    moved = {"embed_endpoint": "http://moved"}
+    moved = SpaceChanges(embed_endpoint="http://moved")
     with pytest.raises(FingerprintMismatchError, match="'a-renamed', not 'a'") as refused:
         await world.router.set_space("docs", "old", moved)
     both = refused.value.fields
     assert (both["recorded"]["model_id"], both["found"]["model_id"]) == ("a", "a-renamed")
     assert both["recorded"]["dims"] == DIMS
     assert world.space("old").config.embed_endpoint == OLD.embed_endpoint
-    await world.router.set_space("docs", "old", {**moved, "accept_new_fingerprint": True})
+    await world.router.set_space("docs", "old", replace(moved, accept_new_fingerprint=True))
     assert world.space("old").built_by == BuiltBy("a-renamed", pooling="mean")
     world.cluster.models["a"] = Model("b")
     world.cluster.models["a"].says = ServerInfo()
     with pytest.raises(FingerprintMismatchError, match="cosine"):
-        await world.router.set_space("docs", "old", {"embed_endpoint": "http://b", "accept_new_fingerprint": True})
+        await world.router.set_space(
+            "docs", "old", SpaceChanges(embed_endpoint="http://b", accept_new_fingerprint=True)
+        )
     assert world.space("old").built_by == BuiltBy("a-renamed", pooling="mean")
 
 
@@ -178,13 +182,13 @@ async def test_a_resume_at_a_renamed_model_is_taken_on_word_and_proof(world: Wor
     await world.router.start_rebuild("docs", "old", RebuildOrder(accept_new_fingerprint=True))
     assert world.space("old").built_by == BuiltBy("a-renamed")
     run = world.cluster.rebuilds[world.space("old").id]
-    assert len(run.jobs) == 1
+    assert len(run.orders) == 1
     run.runs = False
     world.cluster.models["a"] = Model("b")
     world.cluster.models["a"].says = ServerInfo(model_id="b")
     with pytest.raises(FingerprintMismatchError, match="cosine"):
         await world.router.start_rebuild("docs", "old", RebuildOrder(accept_new_fingerprint=True))
-    assert (len(run.jobs), world.space("old").built_by) == (1, BuiltBy("a-renamed"))
+    assert (len(run.orders), world.space("old").built_by) == (1, BuiltBy("a-renamed"))
 
 
 async def test_a_space_of_two_models_is_only_restarted(world: World) -> None:
@@ -193,7 +197,7 @@ async def test_a_space_of_two_models_is_only_restarted(world: World) -> None:
     await world.router.add_space("docs", "new", NEW)
     space = world.space("new")
     vectors = world.root.space_vectors(world.route().uuid, space.id, DIMS)
-    vectors.write_run({"state": "failed", "attempt": "x", "error": "changed", "tainted": True})
+    vectors.write_run(run_record("x", "failed", error="changed", mixed_models=True))
     with pytest.raises(FingerprintMismatchError, match="more than one model"):
         await world.router.start_rebuild("docs", "new", RebuildOrder())
     await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))

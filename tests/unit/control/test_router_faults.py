@@ -7,11 +7,13 @@ import contextlib
 from typing import Any
 
 import pytest
+from records import run_record
 from waiting import until
 from world import DIMS, NEW, OLD, Faulty, World, raises
 
 from compass.domain.collection import CollectionSpec
 from compass.domain.routing.swap import SwapOrder
+from compass.domain.space import SpaceChanges
 from compass.errors import StorageError, UnavailableError
 from compass.storage.service import CollectionService
 
@@ -22,7 +24,7 @@ async def test_a_restarted_router_finds_everything(world: World, actors_survive:
     uuid = await world.create("one", new=NEW)
     await world.router.swap("docs", SwapOrder("new"))
     await world.router.add_space("docs", "third", NEW)
-    world.root.space_vectors(uuid, world.space("third").id, DIMS).write_run({"state": "running", "attempt": "a"})
+    world.root.space_vectors(uuid, world.space("third").id, DIMS).write_run(run_record())
     before = world.route()
     await world.end()
     if not actors_survive:
@@ -121,7 +123,7 @@ async def test_other_collections_never_notice(world: World) -> None:
         async def info() -> Any:
             if real is world.cluster.collections[uuid]:
                 await go_on.wait()
-            return await real.info()
+            return await real.stats()
 
         return Faulty(real, info=info)
 
@@ -155,6 +157,6 @@ async def test_a_late_answer_brings_nothing_back(world: World) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await swap
     await until(lambda: world.publisher.table.route("docs").epoch == 2)
-    await world.router.set_space("docs", "old", {"ef_search": 70})
+    await world.router.set_space("docs", "old", SpaceChanges(ef_search=70))
     assert (world.route().default, world.route().next_default) == ("new", None)
     assert (await world.cluster.collections[uuid].state(world.publisher.table.incarnation)).epoch == 2

@@ -6,12 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from records import run_record
 from waiting import until
 from world import DIMS, NEW, FakeRebuild, Faulty, World
 
 from compass.domain.embedding.contract import ServerInfo
 from compass.domain.memory import SMALL_BYTES, Room
-from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import DefaultSpaceError, InvalidRequestError, NotFoundError, RebuildRunningError
 
@@ -23,12 +24,13 @@ async def test_a_rebuild_starts_with_its_endpoints(world: World) -> None:
     with pytest.raises(InvalidRequestError):
         await world.router.start_rebuild("docs", "new", RebuildOrder())
     answer = await world.router.start_rebuild(
-        "docs", "new", RebuildOrder(("http://b1", "http://b2"), "COMPASS_EMBED_KEY_B", 8)
+        "docs", "new", RebuildOrder(("http://b1", "http://b2"), api_key_env="COMPASS_EMBED_KEY_B", batch_size=8)
     )
     space = world.space("new")
-    job = world.cluster.rebuilds[space.id].jobs[0]
-    assert answer == {"status": "building", "job_id": job["job_id"]}
-    assert (job["endpoints"], job["batch_size"]) == (["http://b1", "http://b2"], 8)
+    order = world.cluster.rebuilds[space.id].orders[0]
+    assert answer == RebuildStarted("building", order.job_id)
+    assert order.job_id.startswith("rebuild-")
+    assert (order.endpoints, order.batch_size) == (("http://b1", "http://b2"), 8)
     assert (space.config.embed_endpoint, space.config.api_key_env) == ("http://b1", "COMPASS_EMBED_KEY_B")
     assert space.follows
 
@@ -53,10 +55,10 @@ async def test_an_estimate_is_asked_of_a_pilot_and_leaves_no_trace(world: World)
     await world.router.add_space("docs", "new", SpaceConfig(DIMS, "b"))
     before = world.space("new"), (await world.cluster.collection(uuid).stats()).seq
     spec = RebuildOrder(("http://b1", "http://b2"), batch_size=8, budget=5.0, cost_per_hour=1.0)
-    assert await world.router.estimate_rebuild("docs", "new", spec) == {"failures": []}
-    (order,) = world.cluster.estimated
-    assert (order["space"], order["endpoints"], order["batch_size"]) == ("new", ["http://b1", "http://b2"], 8)
-    assert (order["budget"], order["cost_per_hour"], order["restart"]) == (5.0, 1.0, False)
+    assert (await world.router.estimate_rebuild("docs", "new", spec)).failures == ()
+    ((space, order, known),) = world.cluster.estimated
+    assert (space, order.endpoints, order.batch_size, known) == ("new", ("http://b1", "http://b2"), 8, ())
+    assert (order.budget, order.cost_per_hour, order.restart) == (5.0, 1.0, False)
     assert (world.space("new"), (await world.cluster.collection(uuid).stats()).seq) == before
     assert world.cluster.rebuilds == {}
 
@@ -74,9 +76,9 @@ async def test_an_estimate_tells_of_memory_that_is_not_there(world: World) -> No
         return Faulty(real, ensure_memory=ensure_memory) if space.name == "wide" else real
 
     world.cluster.wrap_index = full
-    (failure,) = (await world.router.estimate_rebuild("docs", "wide", RebuildOrder(("http://b1",))))["failures"]
-    assert (failure["type"], failure["ends_run"]) == ("insufficient-memory", True)
-    assert (failure["needed_bytes"], failure["free_bytes"], failure["node"]) == (2 * SMALL_BYTES, 1_000, "node-7")
+    (failure,) = (await world.router.estimate_rebuild("docs", "wide", RebuildOrder(("http://b1",)))).failures
+    assert (failure.type, failure.ends_run) == ("insufficient-memory", True)
+    assert (failure.needed_bytes, failure.free_bytes, failure.node) == (2 * SMALL_BYTES, 1_000, "node-7")
 
 
 async def test_an_estimate_is_refused_where_the_order_would_be(world: World) -> None:
@@ -108,12 +110,14 @@ async def test_an_estimate_tells_of_another_model(world: World) -> None:
     """With both fingerprints, as something that ends the run; a restart asks only that the endpoints agree."""
     await world.create_built_by_a()
     world.cluster.models["a"].says = ServerInfo(model_id="other")
-    (failure,) = (await world.router.estimate_rebuild("docs", "old", RebuildOrder()))["failures"]
-    assert (failure["type"], failure["ends_run"]) == ("fingerprint-mismatch", True)
-    assert (failure["recorded"]["model_id"], failure["found"]["model_id"]) == ("a", "other")
+    (failure,) = (await world.router.estimate_rebuild("docs", "old", RebuildOrder())).failures
+    assert (failure.type, failure.ends_run) == ("fingerprint-mismatch", True)
+    assert failure.recorded is not None
+    assert failure.found is not None
+    assert (failure.recorded["model_id"], failure.found["model_id"]) == ("a", "other")
     await world.router.add_space("docs", "new", NEW)
     restart = RebuildOrder(restart=True)
-    assert (await world.router.estimate_rebuild("docs", "new", restart))["failures"] == []
+    assert (await world.router.estimate_rebuild("docs", "new", restart)).failures == ()
 
 
 async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
@@ -147,7 +151,7 @@ async def test_restart_empties_a_space_under_a_new_id(world: World) -> None:
     assert await world.level(before) == 0
     answer = await world.router.start_rebuild("docs", "new", RebuildOrder(restart=True))
     after = world.space("new")
-    assert (answer["status"], after.status, after.config) == ("building", "building", before.config)
+    assert (answer.status, after.status, after.config) == ("building", "building", before.config)
     assert after.id != before.id
     assert not world.folder_of(before, uuid).exists()
     assert world.cluster.rebuilds.keys() == {after.id}
@@ -174,12 +178,12 @@ async def test_a_run_that_does_not_answer_is_cancelled_nevertheless(world: World
     await world.router.start_rebuild("docs", "new", RebuildOrder())
     space = world.space("new")
     vectors = world.root.space_vectors(uuid, space.id, DIMS)
-    vectors.write_run({"job_id": "j", "state": "running", "attempt": "a"})
+    vectors.write_run(run_record())
     world.cluster.rebuilds[space.id].hangs = True
     await world.router.cancel_rebuild("docs", "new")
     record = vectors.read_run()
     assert record is not None
-    assert record["state"] == "cancelled"
+    assert record.state == "cancelled"
     assert world.cluster.rebuilds == {}
 
 

@@ -13,9 +13,9 @@ from world import DIMS, NEW, Faulty, World, raises
 from compass.domain.chunk import ChunkInput
 from compass.domain.history import By
 from compass.domain.rebuild.order import RebuildOrder
-from compass.domain.routing.swap import SwapOrder
+from compass.domain.routing.swap import SwapOrder, Swapped
 from compass.domain.search.query import Query
-from compass.domain.space import Space
+from compass.domain.space import Lag, Space
 from compass.embedding.builtin import HashingModel
 from compass.errors import (
     ConfirmationNeededError,
@@ -36,14 +36,10 @@ from compass.storage.service import CollectionService
 async def test_swap_and_rollback_lose_nothing(world: World) -> None:
     """The default changes everywhere, epochs grow, and what was written in between is in both spaces."""
     await world.create("one", new=NEW)
-    assert await world.router.swap("docs", SwapOrder("new", expected_epoch=1)) == {
-        "previous": "old",
-        "current": "new",
-        "epoch": 2,
-    }
+    assert await world.router.swap("docs", SwapOrder("new", expected_epoch=1)) == Swapped("old", "new", 2)
     assert (world.route().default, world.route().epoch, world.route().next_default) == ("new", 2, None)
     await world.ingest("two")
-    assert await world.router.swap("docs", SwapOrder("old")) == {"previous": "new", "current": "old", "epoch": 3}
+    assert await world.router.swap("docs", SwapOrder("old")) == Swapped("new", "old", 3)
     assert sorted(await world.found("two")) == ["one", "two"]
     assert sorted(await world.found("two", "new")) == ["one", "two"]
 
@@ -78,8 +74,8 @@ async def test_quarantined_chunks_that_nobody_accepted_refuse_a_swap(world: Worl
     await world.create("one", new=NEW)
     known = {"quarantined": 2, "accepted": 1}
 
-    async def lag_at(seq: int, wait_s: float) -> dict[str, int]:
-        return {"lag": 0, **known}
+    async def lag_at(seq: int, wait_s: float) -> Lag:
+        return Lag(0, **known)
 
     world.cluster.wrap_index = lambda real, space: Faulty(real, lag_at=lag_at) if space.name == "new" else real
     with pytest.raises(SpaceQuarantinedError) as refused:
@@ -97,8 +93,8 @@ async def test_a_chunk_that_is_refused_during_the_swap_refuses_it(world: World) 
     await world.create("one", new=NEW)
     before = world.route()
 
-    async def lag_at(seq: int, wait_s: float) -> dict[str, int]:
-        return {"lag": 0, "quarantined": 1, "accepted": 0}  # its endpoint has refused the text that the wait was for
+    async def lag_at(seq: int, wait_s: float) -> Lag:
+        return Lag(0, 1, 0)  # its endpoint has refused the text that the wait was for
 
     world.cluster.wrap_index = lambda real, space: Faulty(real, lag_at=lag_at)
     with pytest.raises(SpaceQuarantinedError):
@@ -170,7 +166,7 @@ async def test_a_swap_to_the_default_changes_nothing(world: World) -> None:
     """PUT of the present default answers it, and neither epoch nor log move."""
     uuid = await world.create()
     before = (world.publisher.table, (await world.cluster.collection(uuid).stats()).seq)
-    assert await world.router.swap("docs", SwapOrder("old")) == {"previous": "old", "current": "old", "epoch": 1}
+    assert await world.router.swap("docs", SwapOrder("old")) == Swapped("old", "old", 1)
     assert (world.publisher.table, (await world.cluster.collection(uuid).stats()).seq) == before
 
 
@@ -218,8 +214,8 @@ async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
     )
     index = world.cluster.indexes[world.space("old").id]
     await until(lambda: len(index._missing) == 2 and index._error)
-    known = await index.info()
-    assert (known["lag"], known["error"]) == (2, "the endpoint is down")
+    known = await index.stats()
+    assert (known.lag, known.error) == (2, "the endpoint is down")
     vector = HashingModel("a", DIMS).embed(["two"])[0]
     assert [hit.chunk.text for hit in (await index.search([Query(vector)]))[0]] == ["one"]
     with pytest.raises(SpaceLagsError) as refused:
@@ -238,10 +234,11 @@ async def test_acknowledgements_wait_for_both_while_a_swap_is_under_way(world: W
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     def held(real: Any, space: Space) -> Any:
-        async def lag_at(seq: int, wait_s: float) -> dict[str, int]:
+        async def lag_at(seq: int, wait_s: float) -> Lag:
             asked.set()
             await go_on.wait()
-            return dict(await real.lag_at(seq, wait_s))
+            lag: Lag = await real.lag_at(seq, wait_s)
+            return lag
 
         return Faulty(real, lag_at=lag_at) if space.name == "new" else real
 
@@ -330,7 +327,7 @@ async def test_nobody_answers_while_it_is_not_known_what_is_true(
     assert not query.done()
     assert not swap.done()
     reachable = True
-    assert (await swap)["epoch"] == 2
+    assert (await swap).epoch == 2
     await query
 
 

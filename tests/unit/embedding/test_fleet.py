@@ -137,7 +137,7 @@ async def test_a_server_with_permits_is_filled_without_a_flood() -> None:
             await embedder.embed(TEXTS * 32)
             told = embedder.endpoints()[0]
         refused = server.stats()["requests"] - before["requests"] - 200
-    assert 6 <= told["window"] <= 9
+    assert 6 <= told.window <= 9
     assert refused <= 20
 
 
@@ -157,7 +157,7 @@ async def test_the_batch_grows_where_nobody_says_how_large_it_may_be() -> None:
             learnt = len(sizes)
             await embedder.embed(TEXTS * 3)
     assert (len(done.rows), done.refused) == (4_000, {})
-    assert (sizes[0], told["batch_size"]) == (32, 64)
+    assert (sizes[0], told.batch_size) == (32, 64)
     assert max(sizes[:learnt]) == 128
     assert set(sizes[learnt:]) == {64, 600 % 64}
 
@@ -191,7 +191,7 @@ async def test_a_poison_text_in_the_first_batch_does_not_shrink_what_info_allows
         async with fleet(server, config=SpaceConfig(DIMS, "m", truncate=False)) as embedder:
             done = await embedder.embed_each(["word " * 60, *TEXTS])
             assert list(done.refused) == [0]
-            assert embedder.endpoints()[0]["batch_size"] == 32
+            assert embedder.endpoints()[0].batch_size == 32
 
 
 async def test_a_dead_endpoint_is_put_aside_and_taken_back() -> None:
@@ -206,12 +206,12 @@ async def test_a_dead_endpoint_is_put_aside_and_taken_back() -> None:
             done = await work
             assert (len(done.rows), done.refused) == (8_000, {})
             same(done.vectors, TEXTS * 40)
-            states = {told["url"]: told["state"] for told in embedder.endpoints()}
+            states = {told.url: told.state for told in embedder.endpoints()}
             assert sorted(states.values()) == ["down", "up"]
             before = dying.server.stats()["inputs"]
             await asyncio.to_thread(dying.start)
             async with asyncio.timeout(10):
-                while embedder.endpoints()[0]["state"] != "up":  # noqa: ASYNC110 - nobody tells of it
+                while embedder.endpoints()[0].state != "up":  # noqa: ASYNC110 - nobody tells of it
                     await asyncio.sleep(0.05)
             await embedder.embed(TEXTS * 2)
             assert dying.server.stats()["inputs"] - before > 30
@@ -226,8 +226,8 @@ async def test_while_all_are_down_work_waits() -> None:
             work = asyncio.create_task(embedder.embed(TEXTS))
             await asyncio.sleep(0.3)
             told = embedder.endpoints()[0]
-            assert (told["state"], work.done()) == ("down", False)
-            assert "failed" in told["last_error"]
+            assert (told.state, work.done()) == ("down", False)
+            assert "failed" in told.last_error
             await asyncio.to_thread(server.start)
             same(await work, TEXTS)
 
@@ -250,8 +250,8 @@ async def test_overload_is_met_with_fewer_requests() -> None:
     with served("m", DIMS, delay_ms=5, max_concurrent_requests=32) as server:
         async with fleet(server) as embedder:
             same(await embedder.embed(TEXTS * 5), TEXTS * 5)
-            assert embedder.endpoints()[0]["window"] <= 2
-            assert embedder.endpoints()[0]["state"] in ("up", "paused")
+            assert embedder.endpoints()[0].window <= 2
+            assert embedder.endpoints()[0].state in ("up", "paused")
 
 
 async def test_retry_after_is_honoured_by_endpoint() -> None:
@@ -291,7 +291,7 @@ async def test_an_endpoint_that_turns_us_down_is_left_out(status: int) -> None:
     with served("m", DIMS, reply=lambda _: Response(status_code=status)) as closed, served("m", DIMS) as good:
         async with fleet(closed, good) as embedder:
             same(await embedder.embed(TEXTS), TEXTS)
-            assert embedder.endpoints()[0]["state"] == "refused"
+            assert embedder.endpoints()[0].state == "refused"
         async with fleet(closed) as embedder:
             with pytest.raises(EndpointForbiddenError, match=str(status)):
                 await embedder.embed(TEXTS)
@@ -310,7 +310,7 @@ async def test_an_endpoint_that_changes_its_dims_is_left_out() -> None:
             same(await embedder.embed(TEXTS), TEXTS)
             turned.set()
             same(await embedder.embed(TEXTS), TEXTS)
-            assert embedder.endpoints()[0]["state"] == "refused"
+            assert embedder.endpoints()[0].state == "refused"
         turned.set()
         async with fleet(turning) as embedder:
             with pytest.raises(EndpointAnswerError, match="expected 8 dims, got 4"):
@@ -332,7 +332,7 @@ async def test_an_endpoint_that_lies_about_a_harmless_text_as_well_is_left_out(l
         async with fleet(liar) as embedder:
             with pytest.raises(EndpointAnswerError, match="not with vectors of this space"):
                 await embedder.embed_each(TEXTS[:20])
-            assert [told["state"] for told in embedder.endpoints()] == ["refused"]
+            assert [told.state for told in embedder.endpoints()] == ["refused"]
 
 
 async def test_a_hang_is_covered_by_the_others() -> None:
@@ -431,7 +431,7 @@ async def test_a_cancelled_call_leaves_nothing_behind() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await work
             same(await embedder.embed(["one"]), ["one"])
-            assert embedder.endpoints()[0]["in_flight"] == 0
+            assert embedder.endpoints()[0].in_flight == 0
         assert server.stats()["inputs"] < 600
 
 
@@ -448,11 +448,11 @@ async def test_endpoints_tell_how_they_do() -> None:
     """State, window, batch, and what was done: texts and tokens as the server counts them."""
     with served("m", DIMS) as server:
         async with fleet(server) as embedder:
-            assert embedder.endpoints()[0]["state"] == "new"
+            assert embedder.endpoints()[0].state == "new"
             await embedder.embed(["one two", "three"])
             told = embedder.endpoints()[0]
             info = (await embedder.describe())[0]
-    assert (told["state"], told["docs"], told["tokens"], told["batch_size"], told["errors"]) == ("up", 2, 3, 32, 0)
+    assert (told.state, told.docs, told.tokens, told.batch_size, told.errors) == ("up", 2, 3, 32, 0)
     assert (info.model_id, info.max_batch, info.pooling) == ("m", 32, "hashing")
 
 

@@ -708,11 +708,11 @@ async def test_endpoints_tell_how_they_do() -> None:
             [good.url, bad.url], SpaceConfig(8, "m"), timeout_s=5, retry_s=5, kind="document", batch_size=1
         )
         await embedder.embed(["one text", "two texts", "three texts"])
-        told = {said["url"]: said for said in embedder.endpoints()}
+        told = {said.url: said for said in embedder.endpoints()}
         await embedder.close()
     ours, theirs = (next(v for k, v in told.items() if k.startswith(u)) for u in (good.url, bad.url))
-    assert (ours["errors"], ours["in_flight"], ours["last_error"]) == (0, 0, None)
-    assert ours["docs_per_s"] > 0
-    assert theirs["errors"] >= 1
-    assert theirs["docs_per_s"] == 0
-    assert "503" in theirs["last_error"]
+    assert (ours.errors, ours.in_flight, ours.last_error) == (0, 0, None)
+    assert ours.docs_per_s > 0
+    assert theirs.errors >= 1
+    assert theirs.docs_per_s == 0
+    assert "503" in theirs.last_error

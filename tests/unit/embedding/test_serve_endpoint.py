@@ -61,7 +61,7 @@ async def test_rows_are_checked_and_counted() -> None:
         rows = await endpoint.embed(["a b", "c"], 5)
     np.testing.assert_array_equal(rows, HashingModel("m", DIMS).embed(["a b", "c"]))
     told = endpoint.stats()
-    assert (told["url"], told["docs"], told["tokens"], told["errors"]) == ("serve://embedder", 4, 6, 0)
+    assert (told.url, told.docs, told.tokens, told.errors) == ("serve://embedder", 4, 6, 0)
     assert [method for method, *_ in application.calls] == ["tei_info", "tei_embed", "tei_embed"]
     assert application.calls[1][1] == (["a b", "c"], {"truncate": True}), "a proven TEI is told to truncate"
 
@@ -100,7 +100,7 @@ async def test_every_answer_has_the_error_that_http_has(reply: Any, error: type[
     assert caught.value.fields["endpoint"] == "serve://embedder"  # type: ignore[attr-defined]
     if isinstance(reply, Reply) and reply.status != 200:
         assert caught.value.fields["status"] == reply.status  # type: ignore[attr-defined]
-    assert endpoint.stats()["errors"] == 1
+    assert endpoint.stats().errors == 1
 
 
 async def test_after_silence_it_is_asked_what_it_is_first() -> None:
@@ -141,7 +141,7 @@ async def test_a_fleet_works_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.rows == list(range(20))
     assert done.refused.keys() == {20, 21}
     (told,) = fleet.endpoints()
-    assert (told["url"], told["state"], told["docs"] >= 20) == ("serve://embedder", "up", True)
+    assert (told.url, told.state, told.docs >= 20) == ("serve://embedder", "up", True)
     await fleet.close()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus
 from compass.domain.search.query import Query
+from compass.domain.space import SpaceStats
 from compass.errors import UnavailableError
 from compass.gateway.batching import MAX_BATCH, BatchedIndex
 
@@ -34,11 +36,14 @@ class Index:
     async def follow(self, seq: int, wait_s: float) -> int:
         return seq
 
-    async def info(self) -> dict[str, Any]:
-        return {"vectors": 1}
+    async def stats(self) -> SpaceStats:
+        return SpaceStats(1, 0, 0, 0, 0)
 
-    async def rebuild_status(self) -> dict[str, Any]:
-        return {"progress": 1.0}
+    async def quarantine(self, after: int, limit: int) -> list[QuarantinedChunk]:
+        return []
+
+    async def rebuild_status(self) -> RebuildStatus:
+        return RebuildStatus(progress=1.0)
 
 
 def query(number: int) -> Query:
@@ -126,5 +131,5 @@ async def test_the_rest_is_the_indexes_own() -> None:
     """What is no search goes straight through."""
     batched = BatchedIndex(Index())
     assert await batched.follow(3, 0.0) == 3
-    assert await batched.info() == {"vectors": 1}
-    assert await batched.rebuild_status() == {"progress": 1.0}
+    assert (await batched.stats()).vectors == 1
+    assert (await batched.rebuild_status()).progress == 1.0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compass.domain.space import SpaceChanges
 from compass.errors import (
     BareVectorError,
     CollectionExistsError,
@@ -198,7 +199,7 @@ async def test_a_collection_deleted_while_the_list_is_made_is_left_out(docs: Any
     def gone() -> None:
         raise NotFoundError("gone")
 
-    docs.collection("other").info = gone
+    docs.collection("other").stats = gone
     assert [c["name"] for c in await gateway.call("list_collections", {})] == ["docs"]
 
 
@@ -293,7 +294,7 @@ async def test_callers_vectors_are_stored_by_space_id_and_normalised_for_cosine_
 
 async def test_a_query_text_is_embedded_by_the_model_of_its_space(docs: Any, gateway: Any) -> None:
     """Never by another space's: the dims tell."""
-    await docs.router.set_space("docs", "fed", {"embed_endpoint": "builtin"})
+    await docs.router.set_space("docs", "fed", SpaceChanges(embed_endpoint="builtin"))
     await search(gateway, query="a text")
     await search(gateway, query="a text", vector_space="fed")
     assert docs.index("docs", "old").queries[-1].vector.shape == (4,)

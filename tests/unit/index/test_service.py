@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import run_record
 from waiting import until
 
 from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import SetSpace
 from compass.domain.embedding.contract import ServerInfo
+from compass.domain.rebuild.run_record import RunState
 from compass.domain.search.query import Query
-from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.domain.space import BuiltBy, Lag, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import CompassError, EndpointRefusedError, EndpointUnavailableError, StorageError
 from compass.index.service import SpaceIndex
@@ -97,8 +99,8 @@ class World:
         vector = HashingModel("m", DIMS).embed([text])[0] if vector is None else vector
         return self.store.ingest([ChunkInput(text, 0, text, vectors={"s-1": vector})]).seq
 
-    def run(self, state: str = "running", owns_below: int = 2**63 - 1) -> None:
-        self.vectors.write_run({"attempt": "a", "state": state, "owns_below": owns_below})
+    def run(self, state: RunState = "running", owns_below: int = 2**63 - 1) -> None:
+        self.vectors.write_run(run_record(state=state, owns_below=owns_below))
 
     async def found(self, index: SpaceIndex, text: str, **options: Any) -> list[str]:
         """The texts that a query finds, best first."""
@@ -142,9 +144,9 @@ async def test_what_was_written_is_found(world: World) -> None:
     assert await index.follow(world.ingest("one", "two", "", " "), 5) == 0
     assert (await world.found(index, "two"))[0] == "two"
     assert world.model.sent == {"one": 1, "two": 1}
-    info = await index.info()
-    assert (info["vectors"], info["lag"], info["quarantined"], info["error"]) == (2, 0, 0, None)
-    assert info["bytes_on_disk"] > 0
+    info = await index.stats()
+    assert (info.vectors, info.lag, info.quarantined, info.error) == (2, 0, 0, None)
+    assert info.bytes_on_disk > 0
 
 
 async def test_an_update_replaces(world: World) -> None:
@@ -175,8 +177,8 @@ async def test_a_lag_is_told_and_heals_by_itself(world: World) -> None:
     world.model.error = EndpointUnavailableError("http://m is down")
     assert await index.follow(world.ingest("two", "three", file_id="g"), 0.1) == 2
     await until(lambda: index._error)
-    info = await index.info()
-    assert (info["lag"], info["error"]) == (2, "http://m is down")
+    info = await index.stats()
+    assert (info.lag, info.error) == (2, "http://m is down")
     assert (await index.rebuild_status()).error == "http://m is down"
     assert await world.found(index, "two") == ["one"]
     world.model.error = None
@@ -224,9 +226,9 @@ async def test_a_poison_text_is_quarantined_alone(world: World) -> None:
     """A text that the endpoint refuses for itself holds nothing up; it is told, and stays so after a restart."""
     index = world.begin()
     lacks = await index.lag_at(world.ingest("one", "poison", "two"), 5)
-    assert lacks == {"lag": 0, "quarantined": 1, "accepted": 0}, "what is refused during the wait counts"
+    assert lacks == Lag(lag=0, quarantined=1, accepted=0), "what is refused during the wait counts"
     assert sorted(await world.found(index, "one")) == ["one", "two"]
-    assert [q["reason"] for q in (await index.rebuild_status()).quarantined] == ["too long"]
+    assert [q.reason for q in (await index.rebuild_status()).quarantined] == ["too long"]
     assert (await index.stats()).quarantined == 1
     sent = world.model.sent["poison"]
     await index.close()
@@ -489,7 +491,7 @@ async def test_a_space_that_does_not_open_says_why_and_tries_again(world: World)
     sound = world.root.objects.read(key).to_pybytes()
     world.root.objects.write(key, b"nonsense")
     again = world.open()
-    for ask in (again.info, lambda: again.follow(0, 0), lambda: world.found(again, "one")):
+    for ask in (again.stats, lambda: again.follow(0, 0), lambda: world.found(again, "one")):
         with pytest.raises(StorageError):
             await ask()
     world.root.objects.write(key, sound)

@@ -14,10 +14,12 @@ import pytest
 import pytest_asyncio
 
 from compass.domain.chunk import ChunkInput, FloatMatrix
-from compass.domain.collection import SetSpace
+from compass.domain.collection import CollectionStats, SetSpace
 from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.rebuild.order import RebuildOrder
-from compass.domain.space import Space, SpaceConfig
+from compass.domain.rebuild.run_record import RunRecord
+from compass.domain.space import Space, SpaceConfig, SpaceStats
 from compass.embedding.builtin import HashingModel
 from compass.errors import CompassError, FingerprintMismatchError, SpaceLagsError
 from compass.rebuild.run import RebuildRun
@@ -53,7 +55,7 @@ class CountingEmbedder:
     async def describe(self) -> list[ServerInfo]:
         return [ServerInfo()]
 
-    def endpoints(self) -> list[dict[str, Any]]:
+    def endpoints(self) -> list[EndpointStats]:
         return []
 
     async def close(self) -> None:
@@ -74,8 +76,8 @@ class LocalCollection:
             return self.snapshots.pop(0)
         return await asyncio.to_thread(self.store.checkpoint)
 
-    async def info(self) -> dict[str, Any]:
-        return {"chunk_count": self.store.view.count(), "seq": self.store.seq}
+    async def stats(self) -> CollectionStats:
+        return CollectionStats(self.store.view.count(), self.store.seq)
 
 
 class SetIndex:
@@ -85,7 +87,7 @@ class SetIndex:
         self.store, self.vectors, self.embedder = store, vectors, embedder
         self.held: set[int] = set()
         self.loaded: list[str] = []
-        self.run: dict[str, Any] = {}
+        self.run: RunRecord | None = None
         self.live_owner_below: list[int] = []
         self.vouched: list[tuple[str, ...]] = []
         self.mismatch: FingerprintMismatchError | None = None
@@ -96,11 +98,11 @@ class SetIndex:
             self.held.update(self.vectors.read(key)[0].tolist())
 
     async def run_changed(self) -> None:
-        self.run = self.vectors.read_run() or {}
+        self.run = self.vectors.read_run()
 
     async def follow(self, seq: int, wait_s: float) -> int:
         self.store.view.refresh(seq)
-        bound = self.run["owns_below"] if self.run.get("state") == "running" else 0
+        bound = self.run.owns_below if self.run is not None and self.run.running else 0
         mine = [v for v in self.missing() if v >= bound]
         if mine:
             texts = self.store.view.texts(mine)
@@ -109,10 +111,10 @@ class SetIndex:
             self.held.update(mine)
         return len(self.missing())
 
-    async def info(self) -> dict[str, Any]:
+    async def stats(self) -> SpaceStats:
         live = set(self.store.view.live_vids().tolist())
         quarantined = len(self.vectors.quarantined())
-        return {"vectors": len(live & self.held), "lag": len(self.missing()), "quarantined": quarantined}
+        return SpaceStats(len(live & self.held), len(self.missing()), quarantined, 0, 0)
 
     async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None) -> None:
         self.vouched.append(tuple(endpoints))

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from waiting import until
 
 from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.status import Cost
 from compass.domain.space import SpaceConfig
 from compass.errors import BudgetSpentError
 from compass.rebuild.run import RebuildRun
@@ -89,7 +90,7 @@ async def test_the_spending_never_passes_the_budget(world: Any, new_run: Any) ->
     assert "a budget for the rest" in record.error
     assert 500 <= counted.words <= 600
     status = await run.status()
-    assert status["cost"] == {"spent": float(counted.words), "budget": 600.0}
+    assert status.cost == Cost(float(counted.words), 600.0)
     assert len(world.vectors.have()) == counted.words // 4, "what was paid for is durable"
 
 
@@ -106,7 +107,7 @@ async def test_a_greater_budget_goes_on_and_pays_for_nothing_twice(world: Any, n
         assert (await run.wait()).state == "done"
         status = await run.status()
     assert set(counted.texts.values()) == {1}
-    assert status["cost"] == {"spent": 1_600.0 - first, "budget": 1_600.0}
+    assert status.cost == Cost(1_600.0 - first, 1_600.0)
     assert world.status() == "active"
 
 
@@ -120,13 +121,13 @@ async def test_a_crash_forgets_no_spending(world: Any, new_run: Any) -> None:
         await until(lambda: counted.words > 1_000)
         await run.close()  # as a crash would: the record still says that it runs
         stored = world.vectors.read_run()
-        assert stored["state"] == "running"
-        assert stored["spending"]["at_most"] >= 1_000
+        assert stored.state == "running"
+        assert stored.spending.at_most >= 1_000
         resumed = new_run()
         assert await resumed.running()
         record = await resumed.wait()
-    assert (record.state, record.job.job_id) == ("failed", "j")
-    assert counted.words <= record.spending["spent"] <= 6_000
+    assert (record.state, record.order.job_id) == ("failed", "j")
+    assert counted.words <= record.spending.spent <= 6_000
     assert counted.words >= 3_000
 
 
@@ -137,7 +138,7 @@ async def test_the_mark_is_stored_before_it_is_used(world: Any, new_run: Any) ->
 
     def reply(texts: list[str]) -> Response | None:
         words[0] += sum(len(text.split()) for text in texts)
-        seen.append((words[0], world.vectors.read_run()["spending"]["at_most"]))
+        seen.append((words[0], world.vectors.read_run().spending.at_most))
         return None
 
     world.ingest(f"text {i} about subject{i % 7}" for i in range(300))
@@ -162,7 +163,7 @@ async def test_by_the_hour_the_run_ends_in_time(world: Any, new_run: Any) -> Non
     assert record.state == "failed"
     assert "the budget is spent" in record.error
     assert 1.5 <= took_s <= 3.5
-    assert 4.0 <= record.spending["spent"] <= 6.0
+    assert 4.0 <= record.spending.spent <= 6.0
     assert len(world.vectors.have()) >= 200
 
 
@@ -174,7 +175,7 @@ async def test_a_price_without_a_budget_is_counted(world: Any, new_run: Any) -> 
         run = new_run()
         await run.start(order("j", endpoint.url))
         assert (await run.wait()).state == "done"
-    assert (await run.status())["cost"] == {"spent": 3.0, "budget": None}
+    assert (await run.status()).cost == Cost(3.0, None)
 
 
 async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> None:
@@ -184,4 +185,4 @@ async def test_without_a_price_there_is_no_account(world: Any, new_run: Any) -> 
         run = new_run()
         await run.start(RebuildOrder((endpoint.url,), "j"))
         assert (await run.wait()).state == "done"
-    assert "cost" not in await run.status()
+    assert (await run.status()).cost is None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from compass.rebuild.endpoint_stats import FRESH_S, Fleet
+from compass.domain.embedding.endpoint_stats import EndpointState, EndpointStats
+from compass.rebuild.endpoint_stats import FRESH_S, RunEndpoints
 
 URL = "http://e/embed"
 
@@ -19,19 +18,20 @@ class ManualClock:
         return self.now_s
 
 
-def word(state: str, docs: int = 100, docs_per_s: float = 10.0, last_error: str | None = None) -> dict[str, Any]:
-    return {
-        "url": URL,
-        "state": state,
-        "in_flight": 2,
-        "window": 4,
-        "docs_per_s": docs_per_s,
-        "docs": docs,
-        "tokens": 0,
-        "errors": 1,
-        "batch_size": 32,
-        "last_error": last_error,
-    }
+def word(
+    state: EndpointState, docs: int = 100, docs_per_s: float = 10.0, last_error: str | None = None
+) -> EndpointStats:
+    return EndpointStats(
+        URL,
+        state,
+        in_flight=2,
+        window=4,
+        batch_size=32,
+        docs_per_s=docs_per_s,
+        docs=docs,
+        errors=1,
+        last_error=last_error,
+    )
 
 
 def test_stages_that_work_are_added_up() -> None:
@@ -40,8 +40,8 @@ def test_stages_that_work_are_added_up() -> None:
     fleet.report("a", [word("up")])
     fleet.report("b", [word("down", last_error="refused")])
     (told,) = fleet.endpoints()
-    assert (told["state"], told["docs"], told["docs_per_s"], told["in_flight"]) == ("up", 200, 20.0, 4)
-    assert told["last_error"] == "refused"
+    assert (told.state, told.docs, told.docs_per_s, told.in_flight) == ("up", 200, 20.0, 4)
+    assert told.last_error == "refused"
     assert fleet.waiting() is None
 
 
@@ -53,7 +53,7 @@ def test_a_stage_that_has_ended_hides_no_outage() -> None:
     clock.now_s = FRESH_S + 1
     fleet.report("works", [word("down", docs=5, last_error="connection refused")])
     (told,) = fleet.endpoints()
-    assert (told["state"], told["docs_per_s"], told["docs"], told["errors"]) == ("down", 10.0, 105, 2)
+    assert (told.state, told.docs_per_s, told.docs, told.errors) == ("down", 10.0, 105, 2)
     assert "connection refused" in str(fleet.waiting())
 
 
@@ -63,5 +63,5 @@ def test_when_all_stages_have_ended_their_last_words_count() -> None:
     fleet = RunEndpoints(clock)
     fleet.report("a", [word("up")])
     clock.now_s = 100 * FRESH_S
-    assert fleet.endpoints()[0]["state"] == "up"
+    assert fleet.endpoints()[0].state == "up"
     assert fleet.waiting() is None

@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from starlette.responses import JSONResponse
 
-from compass.api.estimates import RebuildEstimate
+from compass.api import responses as shown
 from compass.domain.chunk import ChunkInput
+from compass.domain.rebuild.estimate import Span
+from compass.domain.rebuild.order import RebuildOrder
+from compass.domain.rebuild.report import ChunkCounts, EstimateReport, TimeEstimate
 from compass.domain.space import HnswConfig, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.embedding.open import open_embedder
@@ -59,9 +61,9 @@ class World:
         embedder = partial(open_embedder, kind="document", timeout_s=5.0, retry_s=0.0)
         return Estimator(space, view, self.root.space_vectors(self.uuid, "new-1", DIMS), embedder)
 
-    async def estimate(self, *endpoints: str, **order: Any) -> dict[str, Any]:
-        report = await self.estimator().estimate({"endpoints": list(endpoints), **order})
-        msgspec.convert(report, RebuildEstimate, strict=True)  # what the interface promises
+    async def estimate(self, *endpoints: str, **order: Any) -> EstimateReport:
+        report = await self.estimator().estimate(RebuildOrder(endpoints, **order))
+        shown.estimate(report)  # what the interface promises
         return report
 
     def fingerprint(self) -> dict[str, str]:
@@ -82,8 +84,9 @@ def texts(count: int) -> list[str]:
     return [" ".join(f"w{i * 7 + j}" for j in range(3 + i % 10)) for i in range(count)]
 
 
-def about(span: dict[str, float], wanted: float, factor: float) -> bool:
-    return wanted / factor <= span["estimate"] <= wanted * factor and span["low"] <= span["estimate"] <= span["high"]
+def about(span: Span | None, wanted: float, factor: float) -> bool:
+    assert span is not None
+    return wanted / factor <= span.estimate <= wanted * factor and span.low <= span.estimate <= span.high
 
 
 async def test_speed_tokens_and_time_are_those_of_the_endpoints(world: World) -> None:
@@ -95,24 +98,19 @@ async def test_speed_tokens_and_time_are_those_of_the_endpoints(world: World) ->
     with served("m", DIMS, docs_per_s=100) as slow, served("m", DIMS, docs_per_s=300) as fast:
         report = await world.estimate(slow.url, fast.url, cost_per_million_tokens=50.0)
     assert world.fingerprint() == before
-    assert report["chunks"] == {
-        "total": 3_000,
-        "without_text": 0,
-        "embedded": 1_000,
-        "missing": 2_000,
-        "sampled": report["chunks"]["sampled"],
-    }
-    one, other = report["endpoints"]
-    assert about(one["docs_per_s"], 100, 1.5)
-    assert about(other["docs_per_s"], 300, 1.5)
-    assert about(report["docs_per_s"], 400, 1.5)
-    assert about(report["time_s"]["embedding"], 2_000 / 400, 1.5)
-    assert report["time_s"]["total"]["estimate"] >= report["time_s"]["embedding"]["estimate"]
-    assert report["tokens_from"] == one["tokens_from"] == "server"
-    assert about(report["tokens"], words, 1.05)
-    assert about(report["cost"], words / 1e6 * 50, 1.05)
-    assert about(one["tokens_per_s"], 100 * words / 2_000, 1.6)
-    assert report["failures"] == []
+    sampled = report.chunks.sampled
+    assert report.chunks == ChunkCounts(total=3_000, without_text=0, embedded=1_000, missing=2_000, sampled=sampled)
+    one, other = report.endpoints
+    assert about(one.docs_per_s, 100, 1.5)
+    assert about(other.docs_per_s, 300, 1.5)
+    assert about(report.docs_per_s, 400, 1.5)
+    assert about(report.time_s.embedding, 2_000 / 400, 1.5)
+    assert report.time_s.total.estimate >= report.time_s.embedding.estimate
+    assert report.tokens_from == one.tokens_from == "server"
+    assert about(report.tokens, words, 1.05)
+    assert about(report.cost, words / 1e6 * 50, 1.05)
+    assert about(one.tokens_per_s, 100 * words / 2_000, 1.6)
+    assert report.failures == ()
 
 
 async def test_tokens_are_guessed_where_a_server_counts_none(world: World) -> None:
@@ -121,10 +119,10 @@ async def test_tokens_are_guessed_where_a_server_counts_none(world: World) -> No
     with served("m", DIMS, reply=lambda batch: JSONResponse(rows(batch))) as endpoint:
         report = await world.estimate(endpoint.url, cost_per_million_tokens=1e6)
     chars = sum(map(len, texts(300)))
-    assert report["tokens_from"] == "characters"
-    assert about(report["cost"], chars / 4, 1.05)
-    assert report["cost"]["high"] >= 1.9 * report["cost"]["estimate"]
-    assert "guessed" in report["rests_on"]
+    assert report.tokens_from == "characters"
+    assert about(report.cost, chars / 4, 1.05)
+    assert report.cost.high >= 1.9 * report.cost.estimate
+    assert "guessed" in report.rests_on
 
 
 async def test_chunks_that_are_too_long_are_named_and_counted(world: World) -> None:
@@ -133,17 +131,17 @@ async def test_chunks_that_are_too_long_are_named_and_counted(world: World) -> N
     world.ingest(texts(2_000) + long)
     with served("m", DIMS, max_input_length=100) as endpoint:
         report = await world.estimate(endpoint.url, max_failed=3)
-    (failure,) = report["failures"]
-    assert (failure["type"], failure["ends_run"]) == ("chunks-refused", True)
-    assert failure["count"]["low"] <= 30 <= failure["count"]["high"]
-    assert 15 <= failure["count"]["estimate"] <= 60
-    assert "max_failed 3" in failure["detail"]
-    chunk = failure["chunks"][0]
-    assert chunk["file_id"] == "f"
-    assert chunk["chunk_index"] >= 2_000
-    assert "must have less than 100 tokens" in chunk["reason"]
+    (failure,) = report.failures
+    assert (failure.type, failure.ends_run) == ("chunks-refused", True)
+    assert failure.count.low <= 30 <= failure.count.high
+    assert 15 <= failure.count.estimate <= 60
+    assert "max_failed 3" in failure.detail
+    chunk = failure.chunks[0]
+    assert chunk.file_id == "f"
+    assert chunk.chunk_index >= 2_000
+    assert "must have less than 100 tokens" in chunk.reason
     assert world.vectors.quarantined() == {}
-    assert report["endpoints"][0]["batch_size"] >= 8, "a refused text does not make the measure one of single texts"
+    assert report.endpoints[0].batch_size >= 8, "a refused text does not make the measure one of single texts"
 
 
 async def test_a_single_chunk_that_is_too_long_is_met(world: World) -> None:
@@ -151,13 +149,13 @@ async def test_a_single_chunk_that_is_too_long_is_met(world: World) -> None:
     world.ingest(texts(300) + ["word " * 200])
     with served("m", DIMS, max_input_length=100) as endpoint:
         report = await world.estimate(endpoint.url)
-        assert report["failures"][0]["count"] == {"low": 1.0, "estimate": 1.0, "high": 1.0}
-        assert report["endpoints"][0]["batch_size"] == 32
+        assert report.failures[0].count == Span.exactly(1.0)
+        assert report.endpoints[0].batch_size == 32
         world.embed(298)
         report = await world.estimate(endpoint.url)
-        assert (report["chunks"]["missing"], report["chunks"]["sampled"]) == (3, 3)
-    assert report["failures"][0]["count"]["estimate"] == 1
-    assert report["docs_per_s"]["low"] < report["docs_per_s"]["estimate"]
+        assert (report.chunks.missing, report.chunks.sampled) == (3, 3)
+    assert report.failures[0].count.estimate == 1
+    assert report.docs_per_s.low < report.docs_per_s.estimate
 
 
 async def test_endpoints_that_will_not_serve_are_told_one_by_one(world: World) -> None:
@@ -169,23 +167,23 @@ async def test_endpoints_that_will_not_serve_are_told_one_by_one(world: World) -
         served("m", DIMS + 1) as other,
     ):
         report = await world.estimate(sound.url, locked.url, other.url, "http://127.0.0.1:9/embed")
-    by_type = {f["type"]: f for f in report["failures"]}
+    by_type = {f.type: f for f in report.failures}
     assert set(by_type) == {"endpoint-forbidden", "endpoint-answer", "endpoint-unavailable"}
-    assert "401" in by_type["endpoint-forbidden"]["detail"]
-    assert f"got {DIMS + 1} dims" in by_type["endpoint-answer"]["detail"]
-    assert by_type["endpoint-unavailable"]["endpoint"] == "http://127.0.0.1:9/embed"
-    assert not any(f["ends_run"] for f in report["failures"])
-    assert [e["docs_per_s"] is not None for e in report["endpoints"]] == [True, False, False, False]
+    assert "401" in by_type["endpoint-forbidden"].detail
+    assert f"got {DIMS + 1} dims" in by_type["endpoint-answer"].detail
+    assert by_type["endpoint-unavailable"].endpoint == "http://127.0.0.1:9/embed"
+    assert not any(f.ends_run for f in report.failures)
+    assert [e.docs_per_s is not None for e in report.endpoints] == [True, False, False, False]
 
 
 async def test_without_any_endpoint_sizes_are_told_and_times_are_not(world: World) -> None:
     """What does not depend on the endpoints is still true."""
     world.ingest(texts(200))
     report = await world.estimate("http://127.0.0.1:9/embed", cost_per_hour=1.0)
-    assert [report[name] for name in ("docs_per_s", "tokens", "cost")] == [None, None, None]
-    assert report["time_s"] == {"embedding": None, "building": None, "total": None}
-    assert report["failures"][0]["ends_run"] is True
-    assert report["disk_bytes"]["vectors"] == 200 * (4 * DIMS + 8)
+    assert [report.docs_per_s, report.tokens, report.cost] == [None, None, None]
+    assert report.time_s == TimeEstimate(None, None, None)
+    assert report.failures[0].ends_run is True
+    assert report.disk_bytes.vectors == 200 * (4 * DIMS + 8)
 
 
 async def test_a_slow_endpoint_is_told_by_what_it_answered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +194,8 @@ async def test_a_slow_endpoint_is_told_by_what_it_answered(world: World, monkeyp
     with served("m", DIMS, docs_per_s=8) as endpoint:
         report = await world.estimate(endpoint.url)
     assert time.monotonic() - began < 15
-    assert about(report["docs_per_s"], 8, 2)
-    assert report["failures"] == []
+    assert about(report.docs_per_s, 8, 2)
+    assert report.failures == ()
 
 
 async def test_one_that_hangs_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +204,9 @@ async def test_one_that_hangs_is_told(world: World, monkeypatch: pytest.MonkeyPa
     world.ingest(texts(50))
     with served("m", DIMS, delay_ms=60_000) as endpoint:
         report = await world.estimate(endpoint.url)
-    (failure,) = report["failures"]
-    assert failure["type"] == "endpoint-unavailable"
-    assert "answered nothing within 1 s" in failure["detail"]
+    (failure,) = report.failures
+    assert failure.type == "endpoint-unavailable"
+    assert "answered nothing within 1 s" in failure.detail
 
 
 async def test_the_limits_of_the_order_hold_in_the_pilot_too(world: World) -> None:
@@ -220,9 +218,9 @@ async def test_the_limits_of_the_order_hold_in_the_pilot_too(world: World) -> No
         took_s = time.monotonic() - began
         asked = one.stats()["inputs"] + other.stats()["inputs"]
     assert asked <= 100 * took_s + 40
-    assert about(report["docs_per_s"], 100, 1.5)
-    assert report["docs_per_s"]["high"] <= 100
-    assert [e["batch_size"] for e in report["endpoints"]] == [8, 8]
+    assert about(report.docs_per_s, 100, 1.5)
+    assert report.docs_per_s.high <= 100
+    assert [e.batch_size for e in report.endpoints] == [8, 8]
 
 
 async def test_a_restart_counts_everything(world: World) -> None:
@@ -230,8 +228,8 @@ async def test_a_restart_counts_everything(world: World) -> None:
     world.ingest(texts(100))
     world.embed(60)
     with served("m", DIMS) as endpoint:
-        assert (await world.estimate(endpoint.url))["chunks"]["missing"] == 40
-        assert (await world.estimate(endpoint.url, restart=True))["chunks"]["missing"] == 100
+        assert (await world.estimate(endpoint.url)).chunks.missing == 40
+        assert (await world.estimate(endpoint.url, restart=True)).chunks.missing == 100
 
 
 async def test_nothing_missing_asks_nobody(world: World) -> None:
@@ -241,17 +239,17 @@ async def test_nothing_missing_asks_nobody(world: World) -> None:
     with served("m", DIMS) as endpoint:
         report = await world.estimate(endpoint.url, cost_per_million_tokens=1.0)
         assert endpoint.stats()["requests"] == 0
-    assert report["time_s"]["embedding"]["estimate"] == report["cost"]["estimate"] == 0
-    assert report["rests_on"] == "nothing is missing"
+    assert report.time_s.embedding.estimate == report.cost.estimate == 0
+    assert report.rests_on == "nothing is missing"
 
 
 async def test_the_built_in_model_is_measured_like_an_endpoint(world: World) -> None:
     """It counts no tokens, and has a speed."""
     world.ingest(texts(300))
     report = await world.estimate("builtin")
-    assert report["endpoints"][0]["url"] == "builtin"
-    assert report["docs_per_s"]["estimate"] > 0
-    assert report["failures"] == []
+    assert report.endpoints[0].url == "builtin"
+    assert report.docs_per_s.estimate > 0
+    assert report.failures == ()
 
 
 async def test_an_order_whose_stages_would_not_open_is_told(world: World) -> None:
@@ -262,8 +260,8 @@ async def test_an_order_whose_stages_would_not_open_is_told(world: World) -> Non
         mixed = await world.estimate(endpoint.url, "builtin")
         assert endpoint.stats()["requests"] == 0
     for report, said in ((keyless, "COMPASS_EMBED_KEY_NOT_SET is not set"), (mixed, "cannot be mixed")):
-        assert all(failure["ends_run"] and said in failure["detail"] for failure in report["failures"])
-        assert report["failures"]
+        assert all(failure.ends_run and said in failure.detail for failure in report.failures)
+        assert report.failures
 
 
 async def test_a_budget_that_will_not_do_is_told(world: World) -> None:
@@ -271,9 +269,9 @@ async def test_a_budget_that_will_not_do_is_told(world: World) -> None:
     world.ingest(texts(300))
     with served("m", DIMS) as endpoint:
         report = await world.estimate(endpoint.url, cost_per_million_tokens=1e6, budget=100.0)
-    (failure,) = report["failures"]
-    assert (failure["type"], failure["ends_run"]) == ("budget-spent", True)
-    assert "the budget is 100" in failure["detail"]
+    (failure,) = report.failures
+    assert (failure.type, failure.ends_run) == ("budget-spent", True)
+    assert "the budget is 100" in failure.detail
 
 
 class NoView:

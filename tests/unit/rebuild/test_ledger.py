@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from compass.domain.rebuild.budget import Spending
 from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import BudgetSpentError
 from compass.rebuild.ledger import Ledger
@@ -98,12 +99,12 @@ async def test_by_the_hour_every_endpoint_of_the_order_is_paid() -> None:
     with pytest.raises(BudgetSpentError, match=r"199\.2 of 200"):
         ledger.pay(1_099.6)
     ledger.close(1_099.9)
-    assert ledger.stats() == {"spent": pytest.approx(199.8), "budget": 200.0, "at_most": pytest.approx(199.8)}
+    assert ledger.spending() == Spending(pytest.approx(199.8), 200.0, pytest.approx(199.8))
 
 
 async def test_without_a_budget_nothing_ends() -> None:
     """The price is counted all the same."""
     ledger, _ = ledger_of(cost_per_hour=3_600.0)
     assert ledger.pay(0.0) == ledger.pay(10.0) == math.inf
-    assert ledger.stats() == {"spent": pytest.approx(20.0), "budget": None, "at_most": pytest.approx(20.0)}
-    assert ledger_of()[0].stats() is None
+    assert ledger.spending() == Spending(pytest.approx(20.0), None, pytest.approx(20.0))
+    assert ledger_of()[0].spending() is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import run_record
 
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import SpaceConfig
@@ -71,7 +72,7 @@ async def test_a_speed_limit_holds_over_http(world: Any, opener: Any) -> None:
     with served("m", DIMS) as endpoint:
         world.ingest(f"text {i}" for i in range(60))
         plan = read_plan(world.objects, world.store.checkpoint(), NONE, NONE)
-        world.vectors.write_run({"attempt": "a", "state": "running"})
+        world.vectors.write_run(run_record())
         job = RebuildOrder((endpoint.url,), "j", batch_size=10, max_docs_per_s=100.0)
         started = time.monotonic()
         landed = [f.count async for f in run_inline(plan.descriptors, opener, job, "a")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from compass.domain.rebuild.run_record import RunRecord
@@ -16,7 +17,7 @@ async def test_what_the_follower_has_in_flight_is_not_sent_by_the_run_too(world:
     run = world.new_run()
     await run.start(job())
     await world.embedder.waiting.wait()
-    bound = world.vectors.read_run()["owns_below"]
+    bound = world.vectors.read_run().owns_below
     world.ingest(["beyond"], "g")
     await run.close()  # as a crash would: the record still says that it runs
     world.embedder.sent.clear()
@@ -26,7 +27,7 @@ async def test_what_the_follower_has_in_flight_is_not_sent_by_the_run_too(world:
     resumed = world.new_run()
     assert await resumed.running()
     await until(lambda: world.embedder.sent["bulk one"])
-    assert world.vectors.read_run()["owns_below"] == bound
+    assert world.vectors.read_run().owns_below == bound
     world.embedder.open_gate.set()
     await following
     assert (await resumed.wait()).state == "done"
@@ -38,7 +39,7 @@ async def test_what_the_follower_has_in_flight_is_not_sent_by_the_run_too(world:
 async def test_a_run_that_was_catching_up_plans_nothing(world: Any, job: Any) -> None:
     """With the stored bound 0 the bulk is done: a new attempt takes no snapshot and only catches up."""
     world.ingest(["one", "two"])
-    world.vectors.write_run({**record_of(job), "owns_below": 0})
+    world.vectors.write_run(replace(record_of(job), owns_below=0))
     await world.index.run_changed()
     resumed = world.new_run()
     assert await resumed.running()
@@ -46,13 +47,13 @@ async def test_a_run_that_was_catching_up_plans_nothing(world: Any, job: Any) ->
     assert (record.state, record.owns_below) == ("done", 0)
     assert world.collection.checkpoints == 0
     assert world.embedder.sent == {"one": 1, "two": 1}  # by the follower
-    assert (await resumed.status())["progress"] == 1.0
+    assert (await resumed.status()).progress == 1.0
 
 
 async def test_a_new_job_owns_everything_again(world: Any, job: Any) -> None:
     """The bound of an ended run binds nobody: another job plans all that lacks a vector."""
     world.ingest(["one"])
-    world.vectors.write_run({**record_of(job), "state": "cancelled", "owns_below": 0})
+    world.vectors.write_run(replace(record_of(job), state="cancelled", owns_below=0))
     run = world.new_run()
     await run.start(job("job-2"))
     assert (await run.wait()).state == "done"
@@ -60,9 +61,9 @@ async def test_a_new_job_owns_everything_again(world: Any, job: Any) -> None:
     assert world.embedder.sent == {"one": 1}
 
 
-def record_of(job: Any) -> dict[str, Any]:
+def record_of(job: Any) -> RunRecord:
     """The record of a run that was interrupted."""
-    return RunRecord(job(), "an-earlier-attempt", "running", 1.0).to_json()
+    return RunRecord(job(), "an-earlier-attempt", "running", 1.0)
 
 
 async def until(condition: Any, wait_s: float = 10.0) -> None:

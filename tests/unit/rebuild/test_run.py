@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from compass.domain.chunk import ChunkInput
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.errors import (
     EndpointAnswerError,
     EndpointRefusedError,
@@ -36,9 +38,9 @@ async def test_ends_with_an_active_space(world: Any, job: Any) -> None:
     assert len(world.embedder.sent) == 5_000
     assert world.vectors.have().tolist() == world.embeddable()
     status = await run.status()
-    assert (status["progress"], status["percent"], status["embedded"], status["total"]) == (1.0, 100, 5_000, 5_002)
-    assert status["run"]["state"] == "done"
-    assert status["run"]["ended_at"] >= status["run"]["started_at"]
+    assert (status.progress, status.percent, status.embedded, status.total) == (1.0, 100, 5_000, 5_002)
+    assert status.run.state == "done"
+    assert status.run.ended_at >= status.run.started_at
     assert world.index.held == set(world.embeddable())
 
 
@@ -84,7 +86,7 @@ async def test_resumes_after_a_crash_and_embeds_nothing_durable_twice(world: Any
     await run.close()
     durable = world.vectors.have()
     assert len(durable) == 2 * PIECE_ROWS
-    assert world.vectors.read_run()["state"] == "running"
+    assert world.vectors.read_run().state == "running"
 
     world.embedder.open_gate.set()
     world.embedder.before = lambda texts: None
@@ -94,8 +96,8 @@ async def test_resumes_after_a_crash_and_embeds_nothing_durable_twice(world: Any
     assert await resumed.running()
     record = await resumed.wait()
     assert record.state == "done"
-    assert record.attempt != first["attempt"]
-    assert (record.job.job_id, record.started_at) == ("job-1", first["started_at"])
+    assert record.attempt != first.attempt
+    assert (record.order.job_id, record.started_at) == ("job-1", first.started_at)
     sent_again = world.embedder.sent - sent_before
     already = set(world.store.view.texts(durable).values())
     assert not already & set(sent_again)
@@ -109,12 +111,12 @@ async def test_progress_never_falls_over_a_crash(world: Any, job: Any) -> None:
     world.embedder.before = stop_after(world, 1)
     run = world.new_run()
     await run.start(job())
-    await until(lambda: world.vectors.read_run()["progress"]["mark"] == 0.5)
+    await until(lambda: world.vectors.read_run().progress.mark == 0.5)
     await run.close()
     world.store.delete([c.id for c in world.store.view.page(0, 1_000)], None)
     resumed = world.new_run()
     assert await resumed.running()
-    assert (await resumed.status())["progress"] >= 0.5
+    assert (await resumed.status()).progress >= 0.5
 
 
 async def test_a_failure_says_why_and_stores_nothing_wrong(world: Any, job: Any, error_once: Any) -> None:
@@ -130,11 +132,11 @@ async def test_a_failure_says_why_and_stores_nothing_wrong(world: Any, job: Any,
     assert world.status() == "failed"
     assert world.store.state.by_id("new-1").error == record.error
     status = await run.status()
-    assert status["error"] == record.error
-    assert status["progress"] < 1.0
+    assert status.error == record.error
+    assert status.progress < 1.0
     await run.start(job("job-2"))
     assert (await run.wait()).state == "done"
-    assert "error" not in await run.status()
+    assert (await run.status()).error is None
     assert world.status() == "active"
 
 
@@ -176,8 +178,8 @@ async def test_cancel_keeps_the_work_and_is_quick(world: Any, job: Any) -> None:
     await run.cancel()
     assert time.monotonic() - started < 2
     assert not await run.running()
-    assert (await run.status())["run"]["state"] == "cancelled"
-    assert world.vectors.read_run()["state"] == "cancelled"
+    assert (await run.status()).run.state == "cancelled"
+    assert world.vectors.read_run().state == "cancelled"
     assert world.status() == "building"
     world.embedder.open_gate.set()
     world.embedder.before = lambda texts: None
@@ -193,15 +195,15 @@ async def test_a_second_job_is_refused_and_the_same_one_is_not(world: Any, job: 
     world.embedder.open_gate.clear()
     run = world.new_run()
     await run.start(job())
-    attempt = world.vectors.read_run()["attempt"]
+    attempt = world.vectors.read_run().attempt
     with pytest.raises(RebuildRunningError):
         await run.start(job("job-2"))
     await run.start(job())
-    assert world.vectors.read_run()["attempt"] == attempt
+    assert world.vectors.read_run().attempt == attempt
     world.embedder.open_gate.set()
     assert (await run.wait()).state == "done"
     await run.start(job())
-    assert world.vectors.read_run()["attempt"] == attempt
+    assert world.vectors.read_run().attempt == attempt
 
 
 async def test_a_replaced_run_leaves_the_record_of_its_successor(world: Any, job: Any) -> None:
@@ -211,7 +213,7 @@ async def test_a_replaced_run_leaves_the_record_of_its_successor(world: Any, job
     run = world.new_run()
     await run.start(job())
     await world.embedder.waiting.wait()
-    successor = {**world.vectors.read_run(), "attempt": "successor"}
+    successor = replace(world.vectors.read_run(), attempt="successor")
     world.vectors.write_run(successor)
     await asyncio.wait_for(run.wait(), 5)
     world.embedder.open_gate.set()
@@ -228,7 +230,7 @@ async def test_writes_during_the_run_are_in_the_space(world: Any, job: Any) -> N
     run = world.new_run()
     await run.start(job())
     await world.embedder.waiting.wait()
-    bound = world.index.run["owns_below"]
+    bound = world.index.run.owns_below
     world.ingest(texts(50, "meanwhile"), "g")
     world.store.ingest([ChunkInput("f", 7, "changed")])
     world.store.delete([world.store.view.page(0, 1)[0].id], None)
@@ -249,13 +251,13 @@ async def test_the_follower_leaves_the_bulk_to_the_run(world: Any, job: Any) -> 
     world.embedder.open_gate.clear()
     bounds: list[int] = []
     write = world.vectors.write_run
-    world.vectors.write_run = lambda record: (bounds.append(record["owns_below"]), write(record))
+    world.vectors.write_run = lambda record: (bounds.append(record.owns_below), write(record))
     run = world.new_run()
     await run.start(job())
     await world.embedder.waiting.wait()
     newest = world.embeddable()[-1]
     assert bounds[:2] == [2**63 - 1, newest + 1]
-    assert world.index.run["owns_below"] == newest + 1
+    assert world.index.run.owns_below == newest + 1
     world.embedder.open_gate.set()
     await run.wait()
     assert bounds[-1] == 0
@@ -332,7 +334,7 @@ async def test_a_crash_does_not_retry_the_quarantined(world: Any, job: Any) -> N
     run = world.new_run()
     await run.start(job(max_failed=1))
     record = await run.wait()
-    world.vectors.write_run({**record.to_json(), "state": "running", "ended_at": None})
+    world.vectors.write_run(replace(record, state="running", ended_at=None))
     sent = Counter(world.embedder.sent)
     resumed = world.new_run()
     assert (await resumed.wait()).state == "done"
@@ -347,17 +349,17 @@ async def test_a_fleet_that_is_down_is_said(world: Any, job: Any, monkeypatch: p
     run = world.new_run()
     await run.start(job())
     await world.embedder.waiting.wait()
-    attempt = world.vectors.read_run()["attempt"]
-    down = {"url": "http://a/embed", "state": "down", "errors": 3, "last_error": "no route"}
-    await run.report("another attempt", "s1", ({**down, "state": "up"},))
+    attempt = world.vectors.read_run().attempt
+    down = EndpointStats("http://a/embed", "down", errors=3, last_error="no route")
+    await run.report("another attempt", "s1", (replace(down, state="up"),))
     await run.report(attempt, "s1", (down,))
-    await until(lambda: world.vectors.read_run()["waiting"])
+    await until(lambda: world.vectors.read_run().waiting)
     status = await run.status()
-    assert "no endpoint answers" in status["error"]
-    assert "http://a/embed: no route" in status["error"]
-    assert status["endpoints"][0]["state"] == "down"
-    await run.report(attempt, "s2", ({**down, "state": "up", "docs": 4},))
-    assert "error" not in await run.status()
+    assert "no endpoint answers" in status.error
+    assert "http://a/embed: no route" in status.error
+    assert status.endpoints[0].state == "down"
+    await run.report(attempt, "s2", (replace(down, state="up", docs=4),))
+    assert (await run.status()).error is None
     world.embedder.open_gate.set()
     assert (await run.wait()).waiting is None
 
@@ -375,7 +377,7 @@ async def test_a_model_that_changes_under_way_fails_the_run_for_good(
     world.index.mismatch = FingerprintMismatchError("another model answers", {})
     record = await run.wait()
     assert (record.state, record.error, record.mixed_models) == ("failed", "another model answers", True)
-    assert world.vectors.read_run()["tainted"] is True
+    assert world.vectors.read_run().mixed_models
     assert world.status() == "failed"
 
 
@@ -397,12 +399,12 @@ async def test_a_stall_is_said(world: Any, job: Any, monkeypatch: pytest.MonkeyP
     world.embedder.open_gate.clear()
     run = world.new_run()
     await run.start(job())
-    await until(lambda: world.vectors.read_run()["stalled_s"])
-    assert "nothing has landed for" in (await run.status())["error"]
+    await until(lambda: world.vectors.read_run().stalled_s)
+    assert "nothing has landed for" in (await run.status()).error
     assert "stalls" in caplog.text
     world.embedder.open_gate.set()
     await run.wait()
-    assert "error" not in await run.status()
+    assert (await run.status()).error is None
 
 
 def stop_after(world: Any, batches: int) -> Any:

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import run_record
 
 from compass.domain.chunk import ChunkInput
+from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.space import SpaceConfig
 from compass.errors import EndpointRefusedError, EndpointUnavailableError
 from compass.rebuild.plan import read_plan
 from compass.rebuild.stage import EmbedStage, StaleRunError
 
 NONE = np.empty(0, np.int64)
-RUNNING = {"attempt": "ours", "state": "running"}
+RUNNING = run_record("ours")
 
 
 def descriptor_of(world: Any) -> Any:
@@ -50,9 +52,9 @@ async def test_a_descriptor_that_is_durable_is_not_embedded_again(world: Any) ->
 
 
 @pytest.mark.parametrize(
-    "record", [None, {"attempt": "another", "state": "running"}, {"attempt": "ours", "state": "cancelled"}]
+    "record", [run_record("another"), run_record("another", "done"), run_record("ours", "cancelled")]
 )
-async def test_a_stale_attempt_appends_nothing(world: Any, record: dict[str, Any] | None) -> None:
+async def test_a_stale_attempt_appends_nothing(world: Any, record: RunRecord) -> None:
     """A stage whose run was replaced or cancelled while it embedded leaves no file."""
     world.ingest(["one"])
     world.vectors.write_run(RUNNING)
@@ -60,7 +62,7 @@ async def test_a_stale_attempt_appends_nothing(world: Any, record: dict[str, Any
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
     await world.embedder.waiting.wait()
-    world.vectors.write_run(record or {})
+    world.vectors.write_run(record)
     world.embedder.open_gate.set()
     with pytest.raises(StaleRunError):
         await filling
@@ -123,7 +125,7 @@ async def test_a_stage_tells_how_its_endpoints_do_while_nothing_lands(
     world.embedder.open_gate.clear()
     world.embedder.endpoints = lambda: [{"url": "u", "state": "down"}]
     told: list[Any] = []
-    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", tell=lambda *said: told.append(said))
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", report=lambda *said: told.append(said))
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
     await world.embedder.waiting.wait()
     await asyncio.sleep(0.1)
@@ -142,7 +144,7 @@ async def test_a_cancelled_run_leaves_the_endpoint_alone(world: Any, monkeypatch
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
     await world.embedder.waiting.wait()
-    world.vectors.write_run({**RUNNING, "state": "cancelled"})
+    world.vectors.write_run(run_record("ours", "cancelled"))
     with pytest.raises(StaleRunError):
         await asyncio.wait_for(filling, 5)
 

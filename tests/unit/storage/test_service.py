@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from compass.domain.chunk import ChunkInput
-from compass.domain.collection import SwapDefault
+from compass.domain.collection import CollectionStats, SwapDefault
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import EpochMismatchError, TakenOverError, UnavailableError
 from compass.storage.objects import LocalObjects
@@ -60,7 +60,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_writes_and_reads(world: World) -> None:
     """What was written is counted, read by id and by page, and deleted."""
     written = await world.service.ingest([ChunkInput("f", i, f"text {i}") for i in range(3)])
-    assert await world.service.info() == {"chunk_count": 3, "seq": written.seq}
+    assert await world.service.stats() == CollectionStats(3, written.seq)
     assert [c.text for c in await world.service.page(written.ids[0], 10)] == ["text 1", "text 2"]
     assert (await world.service.delete([written.ids[1]], None)).deleted == 1
     assert await world.service.chunk(written.ids[1]) is None

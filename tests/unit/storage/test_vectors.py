@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import run_record
 
 from compass.errors import InvalidRequestError, StorageError
 from compass.storage.snapshot.parts import MissingObjectError
@@ -131,9 +132,9 @@ def test_quarantine(vectors: SpaceVectors) -> None:
 def test_the_run_record(vectors: SpaceVectors) -> None:
     """The record of a run is replaced as a whole."""
     assert vectors.read_run() is None
-    vectors.write_run({"state": "running"})
-    vectors.write_run({"state": "done", "n": 1})
-    assert vectors.read_run() == {"state": "done", "n": 1}
+    vectors.write_run(run_record(state="running"))
+    vectors.write_run(run_record(state="done", owns_below=1))
+    assert vectors.read_run() == run_record(state="done", owns_below=1)
 
 
 def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compass.domain.rebuild.budget import FRAME_TOKENS, Account, Price, guessed_tokens, most_tokens
+from compass.domain.rebuild.budget import FRAME_TOKENS, Account, Price, Spending, guessed_tokens, most_tokens
 
 
 @given(st.floats(1, 1e6), st.lists(st.tuples(st.floats(0, 1e4), st.floats(0, 1)), max_size=60))
@@ -38,7 +38,7 @@ def test_without_a_budget_everything_fits() -> None:
     assert account.covers(1e12)
     account.hold(5)
     account.settle(5, 3)
-    assert account.to_json() == {"spent": 3.0, "budget": None, "at_most": 3.0}
+    assert account.spending() == Spending(3.0, None, 3.0)
 
 
 def test_the_stored_mark_covers_what_is_under_way() -> None:
@@ -46,7 +46,7 @@ def test_the_stored_mark_covers_what_is_under_way() -> None:
     account = Account(100.0)
     account.advance(10)
     account.hold(10)
-    assert account.to_json() == {"spent": 0.0, "budget": 100.0, "at_most": 10.5}
+    assert account.spending() == Spending(0.0, 100.0, 10.5)
 
 
 @pytest.mark.parametrize(("text", "least"), [("", 0), ("word", 4), ("漢字", 6), ("\ud800", 1)])

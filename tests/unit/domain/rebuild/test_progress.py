@@ -5,8 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import run_record
 
-from compass.domain.rebuild.progress import WINDOW_S, Progress, status_of_run
+from compass.domain.rebuild.progress import WINDOW_S, Progress
+from compass.domain.rebuild.status import RunStatus, status_of_run
 
 COUNTS = st.integers(0, 1_000)
 LOOKS = st.fixed_dictionaries({"total": COUNTS, "embedded": COUNTS, "failed": COUNTS, "blank": COUNTS})
@@ -68,14 +70,14 @@ def test_survives_json_but_for_the_speed():
 
 def test_status_of_a_space_without_a_run():
     """A space that had no run says so; its progress is 1.0 exactly if it is active."""
-    assert status_of_run(None, active=True)["progress"] == 1.0
+    assert status_of_run(None, active=True).progress == 1.0
     building = status_of_run(None, active=False)
-    assert (building["progress"], building["run"]) == (0.0, {"state": "none"})
+    assert (building.progress, building.run) == (0.0, RunStatus("none"))
 
 
 def test_status_is_done_only_while_the_space_is_active():
     """The space's own status decides about 1.0, not what a run has written of itself."""
-    record = {"state": "running", "job_id": "j", "started_at": 5.0, "progress": Progress().activated().to_json()}
-    assert status_of_run(record, active=True)["percent"] == 100
-    assert status_of_run(record, active=False)["progress"] < 1.0
-    assert status_of_run(record, active=False)["run"] == {"state": "running", "job_id": "j", "started_at": 5.0}
+    record = run_record(progress=Progress().activated())
+    assert status_of_run(record, active=True).percent == 100
+    assert status_of_run(record, active=False).progress < 1.0
+    assert status_of_run(record, active=False).run == RunStatus("running", "j", 1.0)

@@ -3,81 +3,61 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+from compass.domain.embedding.endpoint_stats import EndpointState, EndpointStats
+from compass.domain.rebuild.budget import Spending
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.rebuild.progress import Progress
-from compass.domain.rebuild.status import status_of_run
 from compass.domain.rebuild.run_record import RunRecord
+from compass.domain.rebuild.status import RebuildStatus, RunStatus, status_of_run
 from compass.rebuild.endpoint_stats import RunEndpoints
 
-ORDER = {
-    "job_id": "j",
-    "space_id": "s-1",
-    "endpoints": ["http://a", "http://b"],
-    "api_key_env": None,
-    "batch_size": 8,
-}
+ORDER = RebuildOrder(("http://a", "http://b"), "j", batch_size=8)
+FLEET = (EndpointStats("http://a", in_flight=1, docs_per_s=2.5),)
 
 
-def test_a_job_is_read_from_an_order() -> None:
-    """An order may say more than the job needs; what it leaves out has its default."""
-    assert RebuildOrder.of(ORDER) == RebuildOrder(("http://a", "http://b"), "j", batch_size=8)
+def test_an_order_survives_json() -> None:
+    """What the router has carried out before the run began is no part of the record."""
+    order = replace(ORDER, restart=True, accept_new_fingerprint=True)
+    stored = json.loads(json.dumps(order.to_json()))
+    assert not {"restart", "accept_new_fingerprint"} & stored.keys()
+    assert RebuildOrder.from_json({**stored, "state": "running"}) == ORDER
 
 
 def test_a_record_survives_json() -> None:
-    """A record that was stored is the same record."""
-    progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
-    fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
-    record = RunRecord(
-        RebuildOrder.of(ORDER),
-        "attempt",
-        "running",
-        5.0,
-        owns_below=77,
-        progress=progress,
-        fleet=fleet,
-        stalled_s=61.0,
-    )
-    back = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
-    assert back.to_json() == record.to_json()
-    assert back.job == record.job
+    """A record that was stored is the same record, but for the speed, which begins anew."""
+    record = RunRecord(ORDER, "attempt", "running", 5.0, owns_below=77, fleet=FLEET, stalled_s=61.0)
+    record = replace(record, spending=Spending(1.0, 2.0, 1.5), mixed_models=True, progress=Progress(10, 5, 1))
+    stored = json.loads(json.dumps(record.to_json()))
+    assert RunRecord.from_json(stored) == record
+    assert stored["tainted"] is True, "names on disk stay"
 
 
 def test_a_record_tells_the_status() -> None:
-    """The keys that a record is stored under are those that the status reads."""
+    """How far the run is, what it costs, and why it failed."""
     progress = Progress().planned(0.0, total=10, embedded=5, failed=1, blank=0)
-    fleet = ({"url": "http://a", "in_flight": 1, "docs_per_s": 2.5, "errors": 0, "last_error": None},)
     record = RunRecord(
-        RebuildOrder.of(ORDER),
-        "a",
-        "failed",
-        5.0,
-        9.0,
-        "why",
-        progress=progress,
+        ORDER, "a", "failed", 5.0, 9.0, "why", progress=progress, docs_per_s=7.5, eta_s=2.0, fleet=FLEET
+    )
+    assert status_of_run(record, active=False) == RebuildStatus(
+        progress=0.6,
+        percent=60.0,
+        embedded=5,
+        total=10,
+        failed=1,
         docs_per_s=7.5,
         eta_s=2.0,
-        fleet=fleet,
+        run=RunStatus("failed", "j", 5.0, 9.0),
+        endpoints=FLEET,
+        error="why",
     )
-    assert status_of_run(json.loads(json.dumps(record.to_json())), active=False) == {
-        "progress": 0.6,
-        "percent": 60.0,
-        "embedded": 5,
-        "total": 10,
-        "failed": 1,
-        "docs_per_s": 7.5,
-        "eta_s": 2.0,
-        "run": {"state": "failed", "job_id": "j", "started_at": 5.0, "ended_at": 9.0},
-        "endpoints": list(fleet),
-        "error": "why",
-    }
 
 
-def word(url: str, **said: Any) -> dict[str, Any]:
-    """What a stage says of an endpoint."""
-    counts = {"in_flight": 0, "window": 4, "docs_per_s": 10.0, "docs": 0, "tokens": 0, "errors": 0}
-    return {"url": url, "state": "up", **counts, "batch_size": 32, "last_error": None, **said}
+def word(url: str, state: EndpointState = "up", **counts: Any) -> EndpointStats:
+    """What a stage reports of an endpoint."""
+    return EndpointStats(url, state, **{"window": 4, "docs_per_s": 10.0, "batch_size": 32, **counts})
 
 
 def test_a_fleet_is_the_sum_of_what_the_stages_say() -> None:
