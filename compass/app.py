@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray import serve
-
-from compass.cluster.deployment import application
+from compass.cluster.deployment import Application, application
 from compass.cluster.gateway_replica import GatewayReplica
 from compass.settings import Settings
 
 APP = "compass"
 
 
-def build(args: dict[str, Any] | None = None) -> serve.Application:
+def build(args: dict[str, Any] | None = None) -> Application:
     """The Serve application.
 
     Args:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
+from ray.serve import Application
+
+__all__ = ["Application", "application"]
 
 
-def application(replica_class: type, argument: dict[str, Any], **options: Any) -> serve.Application:
+def application(replica_class: type, argument: dict[str, Any], **options: Any) -> Application:
     """The application of one deployment.
 
     Args:
