@@ -112,7 +112,7 @@ def await_ready(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Return when `obstacle` knows of none. A cold start reads every log and may take its time: that is said."""
+    """Return when `obstacle` knows of none. A cold start reads every log and may take long: `say` takes how long."""
     began_s = said_s = clock()
     while (why := obstacle()) is not None:
         if clock() - said_s > say_s:

@@ -34,7 +34,7 @@ ESTIMATOR_CALLED_ONCE = frozenset({"estimate"})
 CLOSED_ONCE = frozenset({"close"})
 
 OPTIONS: Mapping[str, Any] = {
-    "namespace": NAMESPACE,  # said always: a job has a random one
+    "namespace": NAMESPACE,  # named each time: a job has a random one
     "lifetime": "detached",
     "get_if_exists": True,
     "max_restarts": -1,

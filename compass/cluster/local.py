@@ -87,7 +87,7 @@ def _within(seconds: float, work: Callable[[], None]) -> bool:
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - told below, and the stop goes on
+        except BaseException as error:  # noqa: BLE001 - logged below, and the stop goes on
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

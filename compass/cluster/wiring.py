@@ -79,7 +79,7 @@ def open_index(
         root: Where the space's bytes are.
         uuid: Of its collection.
         space_id: Its id.
-        router: Finds who is told that the space is complete, and who its endpoint is; asked each time.
+        router: Finds the router, each time that the index has something to report to it.
         embedders: Opens the embedder of its documents; None: its endpoint, which must be the model that built it.
         room: The memory that it may take; None: what its node can give.
     """
@@ -199,16 +199,10 @@ def open_router(
 
 
 def open_table(
-    settings: Settings, name: str, router: ports.Router, told: Callable[[RoutingTable], None] | None = None
+    settings: Settings, name: str, router: ports.Router, on_table: Callable[[RoutingTable], None] = lambda table: None
 ) -> RouteTable:
-    """The routing table of the gateway of this name, which is unique to its process; `told` takes each new table."""
-    return RouteTable(
-        name,
-        lambda ack: router.poll(name, ack),
-        boot_clock,
-        settings.lease_s,
-        told=told or (lambda table: None),
-    )
+    """The routing table of the gateway of this name, which is unique to its process; `on_table` takes each new one."""
+    return RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, settings.lease_s, told=on_table)
 
 
 def open_gateway(settings: Settings, table: RouteTable, directory: ports.GatewayDirectory) -> Gateway:
