@@ -32,12 +32,12 @@ def main() -> None:
 @click.option("--serve-port", type=int, help="Port of Ray Serve's proxy.  [COMPASS_SERVE_PORT]")
 @click.option("--gateways", type=int, help="Gateway replicas.  [COMPASS_GATEWAYS]")
 @click.option("--dashboard/--no-dashboard", default=True, help="Ray's dashboard; `ray job submit` needs it.")
-def serve(dashboard: bool, **given: Any) -> None:
+def serve(dashboard: bool, **options: Any) -> None:
     """Run Compass here, in the foreground, on a Ray of its own."""
     from compass.cli import service
 
     with _plain_errors():
-        settings = _settings(given)
+        settings = _settings(options)
         with service.running(settings, click.echo, dashboard=dashboard) as running:
             click.echo(f"Compass {__version__} is ready")
             click.echo(f"  HTTP       {running.url}   (docs: {running.url}/docs)")
@@ -53,12 +53,12 @@ def serve(dashboard: bool, **given: Any) -> None:
 
 @main.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the service.  [COMPASS_DATA]")
-def stop(**given: Any) -> None:
+def stop(**options: Any) -> None:
     """Stop the service that runs on a data folder of this machine."""
     from compass.cli import service
 
     with _plain_errors():
-        service.stop(_settings(given).data, click.echo)
+        service.stop(_settings(options).data, click.echo)
 
 
 @main.command("embed-server")
@@ -91,8 +91,8 @@ def demo(data: Path | None, chunks: int) -> None:
         sys.exit(run(data, chunks))
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+def _settings(options: dict[str, Any]) -> Settings:
+    return Settings(**{name: value for name, value in options.items() if value is not None})
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def _plain_errors() -> Iterator[None]:
     except CompassError as error:
         raise click.ClickException(error.detail) from None
     except ValidationError as error:
-        said = [f"COMPASS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise click.ClickException("; ".join(said)) from None
+        problems = [f"COMPASS_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise click.ClickException("; ".join(problems)) from None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import click
@@ -16,15 +17,30 @@ import click
 from compass.cli import estimate
 from compass.errors import CompassError, RebuildRunningError, UnavailableError
 
-POLL_S = 0.5
-SAY_S = 2.0
-AWAY_S = 60.0  # how long the service may not answer, as during a rollout of its gateways
 INTERRUPTED = 130  # what a shell calls the end by Ctrl-C
 
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 
 Show = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a rebuild is watched.
+
+    Attributes:
+        poll_s: From one look at its status to the next.
+        say_s: From one line of progress to the next.
+        away_s: How long the service may not answer, as during a rollout of its gateways.
+    """
+
+    poll_s: float = 0.5
+    say_s: float = 2.0
+    away_s: float = 60.0
+
+
+TIMING = Timing()
 
 
 class Client(Protocol):
@@ -67,7 +83,10 @@ class Client(Protocol):
 @click.option("--budget", type=POSITIVE, help="The most to spend; the run ends before it is passed.")
 @click.option("--dry-run", is_flag=True, help="Estimate time, size and cost, and what would fail; change nothing.")
 @click.option("--restart", is_flag=True, help="Empty the space first; never of the default.")
-def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any) -> None:
+@click.pass_obj
+def main(
+    timing: Timing | None, /, collection: str, space: str, endpoints: Sequence[str], restart: bool, **options: Any
+) -> None:
     """Rebuild a vector space on the running service, and watch it; ends with the rebuild."""
     from compass.client.handle import connect
 
@@ -76,7 +95,7 @@ def main(collection: str, space: str, endpoints: Sequence[str], restart: bool, *
         client = connect()
     except CompassError as error:
         raise click.ClickException(error.detail) from None
-    run(client, collection, space, fields_of(endpoints, restart, options))
+    run(client, collection, space, fields_of(endpoints, restart, options), timing=timing or TIMING)
 
 
 def fields_of(endpoints: Sequence[str], restart: bool, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +114,7 @@ def run(
     space: str,
     fields: Mapping[str, Any],
     display: Callable[[], AbstractContextManager[Show]] | None = None,
+    timing: Timing = TIMING,
 ) -> None:
     """Start or join a rebuild and watch it on `display`; None: as lines. Ends the process if it is not done.
 
@@ -106,7 +126,7 @@ def run(
             return
         begin(client, collection, space, fields)
         with display() if display is not None else nullcontext(None) as show:
-            problem = watch(client, collection, space, show)
+            problem = watch(client, collection, space, show, timing=timing)
     except CompassError as error:
         raise click.ClickException(error.detail) from None
     except KeyboardInterrupt:
@@ -133,6 +153,7 @@ def watch(
     space: str,
     show: Show | None = None,
     *,
+    timing: Timing = TIMING,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str | None:
@@ -152,19 +173,19 @@ def watch(
             status = client.rebuild_status(collection, space)
             answered_at = clock()
         except UnavailableError:
-            if clock() - answered_at > AWAY_S:
+            if clock() - answered_at > timing.away_s:
                 raise
-            sleep(POLL_S)
+            sleep(timing.poll_s)
             continue
         state = status["run"]["state"]
         if show is not None:
             show(status)
-        elif state != said_state or clock() - said_at >= SAY_S:
+        elif state != said_state or clock() - said_at >= timing.say_s:
             click.echo(line(status))
             said_at, said_state = clock(), state
         if state != "running":
             return outcome(status, space)
-        sleep(POLL_S)
+        sleep(timing.poll_s)
 
 
 def line(status: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from compass.errors import CompassError, TakenOverError, UnavailableError
 from compass.settings import Settings
@@ -28,10 +27,10 @@ log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 LOCK_FILE = "serve.lock"  # held while the service lives, by the kernel's word; names its process
-TELL_S = 10.0  # how often a long start says that it goes on
-STOP_S = 30.0
 NOWHERE = "http://127.0.0.1:9"  # the port of `discard`, where nobody listens
-KILL_S = 15.0
+SAY_S = 10.0  # how often a long start says that it goes on
+POLL_S = 0.1  # how often it is looked whether the service is ready
+STOP_S = 60.0  # what `local_ray` takes to end, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +53,33 @@ def running(settings: Settings, say: Say, *, dashboard: bool = True) -> Iterator
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop during the start saves and cleans up too
     settings.data.mkdir(parents=True, exist_ok=True)
-    held = _hold(settings)
-    strangers = set(psutil.Process().children(recursive=True))
+    lock = _hold(settings)
+    try:
+        with _started(settings, say, dashboard) as service:
+            yield service
+    finally:
+        lock.release()
+        say("stopped")
+
+
+@contextlib.contextmanager
+def _started(settings: Settings, say: Say, dashboard: bool) -> Iterator[Service]:
     # Read by the processes that Ray starts: queries must not run at Ray's usual niceness of 15, and a search must
     # not wait for threads that the builder keeps busy.
     os.environ.update(RAY_worker_niceness="0", OPENBLAS_NUM_THREADS="1")
     keep_to_ourselves(os.environ)
-    import ray
-    from ray import serve
+    from compass.app import APP, build  # here: parts of Ray read the environment at their import
+    from compass.cluster.local import deploy, local_ray
 
-    from compass.app import APP, build
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     say("starting Ray …")
-    context = ray.init(
-        address="local",
-        namespace="compass",
-        include_dashboard=dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
+    with local_ray(APP, say, dashboard=dashboard) as dashboard_address:
         say("starting the service …")
-        serve.start(http_options={"host": settings.host, "port": settings.serve_port})
-        serve.run(build(_given(settings)), name=APP, route_prefix="/", blocking=False)
-        url = f"http://{_host(settings.host)}:{settings.port}"
-        _await_ready(url, say)
-        shown = getattr(context, "dashboard_url", None)
-        yield Service(
-            url, f"http://{_host(settings.host)}:{settings.serve_port}", f"http://{shown}" if shown else None
-        )
-    finally:
-        say("stopping: finishing requests, saving …")
-        family = set(psutil.Process().children(recursive=True)) - strangers
-        _stop(ray, serve, APP, say)
-        _drain_connections(family)
-        held.release()
-        say("stopped")
+        deploy(build(_plain(settings)), APP, settings.host, settings.serve_port)
+        host = _host(settings.host)
+        url = f"http://{host}:{settings.port}"
+        await_ready(lambda: _why_not_ready(url), say)
+        dashboard_url = f"http://{dashboard_address}" if dashboard_address else None
+        yield Service(url, f"http://{host}:{settings.serve_port}", dashboard_url)
 
 
 def keep_to_ourselves(environment: MutableMapping[str, str]) -> None:
@@ -106,16 +94,34 @@ def keep_to_ourselves(environment: MutableMapping[str, str]) -> None:
     environment.update(RAY_USAGE_STATS_ENABLED="0", HTTP_PROXY=NOWHERE, NO_PROXY="localhost,127.0.0.1,::1")
 
 
-def wait_for_signal() -> None:
+def wait_for_signal(poll_s: float = 0.5) -> None:
     """Sleep until Ctrl-C or SIGTERM."""
-    asked = threading.Event()
+    ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    while not asked.wait(0.5):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(poll_s):
         pass
 
 
-def stop(data: Path, say: Say) -> None:
+def await_ready(
+    obstacle: Callable[[], str | None],
+    say: Say,
+    *,
+    poll_s: float = POLL_S,
+    say_s: float = SAY_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Return when `obstacle` knows of none. A cold start reads every log and may take long: `say` takes how long."""
+    began_s = said_s = clock()
+    while (why := obstacle()) is not None:
+        if clock() - said_s > say_s:
+            said_s = clock()
+            say(f"opening the collections, {said_s - began_s:.0f} s so far: {why}")
+        sleep(poll_s)
+
+
+def stop(data: Path, say: Say, stop_s: float = STOP_S) -> None:
     """Stop the service that has this data folder; returns when it is gone.
 
     Raises:
@@ -130,72 +136,26 @@ def stop(data: Path, say: Say) -> None:
     pid = int(holder["pid"])
     os.kill(pid, signal.SIGTERM)
     say(f"stopping process {pid} …")
-    if not lock.acquire(STOP_S + 2 * KILL_S):
+    if not lock.acquire(stop_s):
         raise UnavailableError(f"process {pid} has not ended in time")
     lock.release()
     say("stopped")
 
 
-def _stop(ray: Any, serve: Any, app: str, say: Say) -> None:
-    """Save and end everything, politely while the cluster answers.
-
-    A signal to the whole process group ends Ray's own processes with it. Then nobody is left to ask, nothing
-    that was acknowledged is lost, and only what remains is cleared away.
-    """
-
-    def politely() -> None:
-        serve.delete(app)
-        try:
-            router = ray.get_actor("router", namespace="compass")
-        except ValueError:
-            return  # it never came up, so there is nothing to save
-        ray.get(router.close.remote(), timeout=STOP_S)
-
-    if not _within(STOP_S, politely):
-        say("Ray does not answer any more; what was acknowledged is on disk")
-    _within(KILL_S, ray.shutdown)
-
-
-def _within(seconds: float, work: Callable[[], None]) -> bool:
-    """Whether the work ended in time and without an error; it is left behind otherwise."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - told below, and the stop goes on
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        log.warning("stopping: %s", errors[0])
-    return not thread.is_alive() and not errors
-
-
-def _drain_connections(family: set[psutil.Process]) -> None:
-    """Return when these processes are gone; what Ray has left behind is killed."""
-    for process in psutil.wait_procs(family, timeout=KILL_S)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=1)
-
-
 def _hold(settings: Settings) -> FileLock:
     """Claim the data folder and see that the ports are free, before anything is started."""
-    held = FileLock(settings.data / LOCK_FILE)
-    if not held.acquire():
-        holder = held.holder()
+    lock = FileLock(settings.data / LOCK_FILE)
+    if not lock.acquire():
+        holder = lock.holder()
         raise TakenOverError(f"{settings.data} is in use by process {holder.get('pid')}", holder)
-    held.sign()
+    lock.sign()
     try:
         Root(open_objects(settings.data), settings.cache_dir).lock().close()
         _check_ports(settings)
     except CompassError:
-        held.release()
+        lock.release()
         raise
-    return held
+    return lock
 
 
 def _check_ports(settings: Settings) -> None:
@@ -208,16 +168,6 @@ def _check_ports(settings: Settings) -> None:
                 raise UnavailableError(f"cannot listen on {settings.host}:{port}: {error.strerror}") from error
 
 
-def _await_ready(url: str, say: Say) -> None:
-    """Return when the service answers. A cold start reads every log, and may take its time: it is told."""
-    began = told = time.monotonic()
-    while (why := _why_not_ready(url)) is not None:
-        if time.monotonic() - told > TELL_S:
-            told = time.monotonic()
-            say(f"opening the collections, {told - began:.0f} s so far: {why}")
-        time.sleep(0.1)
-
-
 def _why_not_ready(url: str) -> str | None:
     try:
         answer = httpx.get(f"{url}/ready", timeout=5, trust_env=False)
@@ -226,7 +176,7 @@ def _why_not_ready(url: str) -> str | None:
     return None if answer.status_code == 200 else str(answer.json().get("detail"))
 
 
-def _given(settings: Settings) -> dict[str, Any]:
+def _plain(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"api_key"}, exclude_none=True)
 
 

@@ -31,9 +31,24 @@ class Remote:
         UnavailableError: the actor did not come back in time.
     """
 
-    def __init__(self, find: Callable[[], ActorHandle[Any]], *, once: frozenset[str] = frozenset()) -> None:
-        """`find` gets the handle, and starts the actor where that is the caller's right."""
+    def __init__(
+        self,
+        find: Callable[[], ActorHandle[Any]],
+        *,
+        once: frozenset[str] = frozenset(),
+        retry_s: float = RETRY_S,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        """Call the actor that `find` gets.
+
+        Args:
+            find: Gets the handle, and starts the actor where that is the caller's right.
+            once: Methods that are never sent a second time.
+            retry_s: How long an interrupted call is sent again.
+            pause_s: From one try to the next.
+        """
         self._find, self._once = find, once
+        self._retry_s, self._pause_s = retry_s, pause_s
         self._handle: ActorHandle[Any] | None = None
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
@@ -46,7 +61,7 @@ class Remote:
         return call
 
     async def _call(self, method: str, args: tuple[Any, ...]) -> Any:
-        deadline = time.monotonic() + RETRY_S
+        deadline = time.monotonic() + self._retry_s
         while True:
             try:
                 if self._handle is None:
@@ -58,17 +73,17 @@ class Remote:
                 raise UnavailableError(f"a part of the service is of another version and cannot {method}") from error
             except (RayError, ValueError) as error:
                 self._handle = None
-                if (raised := _raised_at_birth(error)) is not None:
-                    raise raised from None
+                if (refusal := _constructor_error(error)) is not None:
+                    raise refusal from None
                 if method in self._once or time.monotonic() > deadline:
                     log.warning("%s: %s", method, error)
                     raise UnavailableError(
                         f"a part of the service does not answer ({method}); try again", {"retry_after": 1}
                     ) from error
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(self._pause_s)
 
 
-def _raised_at_birth(error: BaseException) -> CompassError | None:
+def _constructor_error(error: BaseException) -> CompassError | None:
     """What the actor's constructor raised on purpose, if that is why it is not there.
 
     Ray starts such an actor no second time, so waiting would not help; whoever may start it can try again.

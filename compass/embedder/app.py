@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
-from ray import serve
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from compass.cluster.deployment import Application, application
 from compass.domain.embedding.contract import Reply
 from compass.embedder.backend import open_server
 from compass.embedder.config import EmbedderConfig, api_key
@@ -46,7 +46,7 @@ class EmbedderReplica:
             raise RuntimeError("the model has failed, at a harmless text too")
 
 
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: dict[str, Any]) -> Application:
     """The Serve application.
 
     Args:
@@ -59,9 +59,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     try:
         config = EmbedderConfig(**args)
     except ValidationError as error:
-        said = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise InvalidRequestError(f"compass.embedder.app:build: {'; '.join(said)}") from None
-    deployment = serve.deployment(
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise InvalidRequestError(f"compass.embedder.app:build: {'; '.join(problems)}") from None
+    return application(
+        EmbedderReplica,
+        config.model_dump(mode="json"),
         name="Embedder",
         autoscaling_config={
             "min_replicas": config.min_replicas,
@@ -71,5 +73,4 @@ def build(args: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=config.max_concurrent_requests + SLACK,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         logging_config={"enable_access_log": False},  # a rebuild makes thousands of requests
-    )(serve.ingress()(EmbedderReplica))
-    return deployment.bind(config.model_dump(mode="json"))
+    )

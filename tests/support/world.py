@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from waiting import until
 
-from compass.clock import boot_clock
-from compass.control.publisher import Publisher
+from compass.cluster import wiring
 from compass.control.router import RouterService
 from compass.domain.chunk import ChunkInput
 from compass.domain.collection import CollectionSpec
@@ -28,14 +27,14 @@ from compass.domain.rebuild.report import (
     MemoryEstimate,
     TimeEstimate,
 )
+from compass.domain.routing.table import CollectionRoute
 from compass.domain.search.query import Query
-from compass.domain.space import BuiltBy, Space, SpaceConfig
+from compass.domain.space import Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import EndpointUnavailableError
 from compass.gateway.routing import RouteTable
 from compass.index.service import SpaceIndex
-from compass.storage.log import router_epoch as incarnation
-from compass.storage.objects import LocalObjects
+from compass.settings import Settings
 from compass.storage.root import Root
 from compass.storage.service import CollectionService
 
@@ -119,8 +118,8 @@ NOTHING_KNOWN = EstimateReport(
 class FakeCluster:
     """The actors as objects of this process, over one root; what is stopped is started when it is asked again."""
 
-    def __init__(self, root: Root) -> None:
-        self.root = root
+    def __init__(self, settings: Settings, root: Root) -> None:
+        self.settings, self.root = settings, root
         self.models = {"a": Model("a"), "b": Model("b")}
         self.collections: dict[str, CollectionService] = {}
         self.indexes: dict[str, SpaceIndex] = {}
@@ -136,28 +135,25 @@ class FakeCluster:
 
     def collection(self, uuid: str) -> Any:
         if uuid not in self.collections:
-            store = self.root.open(uuid, grace_s=0.0)
-            self.collections[uuid] = CollectionService(store, 3_600, incarnation.latest(self.root.objects))
+            self.collections[uuid] = wiring.open_collection(self.settings, self.root, uuid)
         return self.wrap_collection(self.collections[uuid])
 
     def index(self, uuid: str, space: Space) -> Any:
         if space.id not in self.indexes:
-            view = self.root.view(uuid)
-            view.refresh()
-            recorded = view.state().by_id(space.id)
-
-            async def completed() -> None:
-                assert self.router is not None
-                await self.router.activate(view.state().name, space.id)
-
-            async def identified(built_by: BuiltBy) -> None:
-                assert self.router is not None
-                await self.router.identified(view.state().name, space.id, built_by)
-
-            vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
-            models = lambda space: self.models[space.config.model]  # noqa: E731 - a port
-            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, models, completed, identified, self.room)
+            self.indexes[space.id] = wiring.open_index(
+                self.settings,
+                self.root,
+                uuid,
+                space.id,
+                self._now_router,
+                embedders=lambda space: self.models[space.config.model],  # type: ignore[arg-type, return-value]
+                room=self.room,
+            )
         return self.wrap_index(self.indexes[space.id], space)
+
+    def _now_router(self) -> RouterService:
+        assert self.router is not None
+        return self.router
 
     def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
         return self.rebuilds.setdefault(space.id, FakeRebuild())
@@ -196,28 +192,29 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.root = Root(LocalObjects(folder / "data"), folder / "cache")
-        self.cluster = FakeCluster(self.root)
+        self.settings = Settings(
+            data=folder / "data", cache=folder / "cache", lease_s=LEASE_S, grace_s=0.0, checkpoint_s=3_600
+        )
+        self.root = wiring.open_root(self.settings)
+        self.cluster = FakeCluster(self.settings, self.root)
         self.tables: list[RouteTable] = []
         self._polling: list[asyncio.Task[None]] = []
         self.begin()
 
     def begin(self) -> None:
         """A router and its gateways; the one before has ended after all its gateways."""
-        self.publisher = Publisher(incarnation.claim(self.root.objects), LEASE_S, boot_clock, True, drain_s=1.0)
-        self.router = RouterService(self.root, self.cluster, self.publisher)
+        self._claim = wiring.claim_root(self.root)
+        opened = wiring.open_router(self.settings, self.root, self._claim, self.cluster, drain_s=1.0)
+        self.router, self.publisher = opened.service, opened.publisher
         self.cluster.router = self.router
-        router = self.router
-        self.tables = [
-            RouteTable(name, lambda ack, name=name: router.poll(name, ack), boot_clock, LEASE_S)  # type: ignore[misc]
-            for name in ("g1", "g2")
-        ]
+        self.tables = [wiring.open_table(self.settings, name, self.router) for name in ("g1", "g2")]
         self._polling = [asyncio.create_task(table.run()) for table in self.tables]
 
     async def end(self) -> None:
         for task in self._polling:
             task.cancel()
         await self.router.close()
+        wiring.release_root(self.root, self._claim)
 
     async def close(self) -> None:
         await self.end()
@@ -241,7 +238,7 @@ class World:
         seq = (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
         return int(seq)
 
-    def route(self) -> Any:
+    def route(self) -> CollectionRoute:
         """The route of `docs`, on which all gateways must agree."""
         first, second = (table.table.route("docs") for table in self.tables)
         assert first == second == self.publisher.table.route("docs")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from compass.cli.rebuild_job import AWAY_S, main, watch
+from compass.cli.rebuild_job import TIMING, Timing, main, watch
 from compass.client import handle as client_module
 from compass.errors import DefaultSpaceError, RebuildRunningError, UnavailableError
 
@@ -33,17 +34,19 @@ def status(state: str, percent: float = 50.0, **more: Any) -> dict[str, Any]:
 class ScriptedClient:
     """Answers what a test has prepared, and keeps what it was asked."""
 
-    def __init__(self, *answers: Any, start_error: Exception | None = None) -> None:
-        self.answers, self.start_error = list(answers), start_error
+    def __init__(self, *answers: Any, start_error: Exception | None = None, estimate: Any = None) -> None:
+        self.answers, self.start_error, self.estimate = list(answers), start_error, estimate
         self.started: list[dict[str, Any]] = []
 
-    def rebuild(self, collection: str, space: str, **fields: Any) -> dict[str, Any]:
+    def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
         self.started.append({"collection": collection, "space": space, **fields})
         if self.start_error:
             raise self.start_error
+        if self.estimate is not None:
+            return self.estimate
         return {"status": "building", "job_id": "j"}
 
-    def rebuild_status(self, collection: str, space: str) -> dict[str, Any]:
+    def rebuild_status(self, collection: str, space: str) -> Any:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
             raise answer
@@ -77,15 +80,10 @@ def report(*failures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compass.cli.rebuild_job.POLL_S", 0.001)
-    monkeypatch.setattr("compass.cli.rebuild_job.signal.signal", lambda *_: None)
-
-
 def invoke(monkeypatch: pytest.MonkeyPatch, client: ScriptedClient, *arguments: str) -> Any:
     monkeypatch.setattr(client_module, "connect", lambda: client)
-    return CliRunner().invoke(main, [*ARGS, *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return CliRunner().invoke(main, [*ARGS, *arguments], obj=Timing(poll_s=0.001))
 
 
 def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +101,12 @@ def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dry_run_is_shown_and_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order says so; the report has speeds, times, sizes, cost and what they rest on."""
-    client = ScriptedClient()
-    client.rebuild = lambda collection, space, **fields: (client.started.append(fields), report())[1]  # type: ignore[method-assign]
+    client = ScriptedClient(estimate=report())
     arguments = ["--dry-run", "--budget", "105", "--cost-per-million-tokens", "0.5"]
     done = invoke(monkeypatch, client, *arguments)
     assert done.exit_code == 0, done.output
-    assert client.started == [{"dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}]
+    order = {"dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}
+    assert client.started == [{"collection": "docs", "space": "new", **order}]
     for said in (
         "http://a/embed",
         "http://b/embed  unknown",
@@ -127,16 +125,13 @@ def test_a_dry_run_of_what_would_fail_exits_non_zero(monkeypatch: pytest.MonkeyP
     chunk = {"id": 9, "file_id": "guide", "chunk_index": 4, "reason": "longer than 512 tokens"}
     refusals = {"type": "chunks-refused", "detail": "refuses 1 of 341", "ends_run": True, "chunks": [chunk]}
     down = {"type": "endpoint-unavailable", "detail": "b is down", "ends_run": False}
-    client = ScriptedClient()
-    client.rebuild = lambda *args, **fields: report(down, refusals)  # type: ignore[method-assign]
-    done = invoke(monkeypatch, client, "--dry-run")
+    done = invoke(monkeypatch, ScriptedClient(estimate=report(down, refusals)), "--dry-run")
     assert done.exit_code == 1
     assert "would fail refuses 1 of 341" in done.output
     assert "guide #4 (chunk 9): longer than 512 tokens" in done.output
     assert "note b is down" in done.output
     assert "would fail as it is ordered" in done.stderr
-    client.rebuild = lambda *args, **fields: report(down)  # type: ignore[method-assign]
-    assert invoke(monkeypatch, client, "--dry-run").exit_code == 0
+    assert invoke(monkeypatch, ScriptedClient(estimate=report(down)), "--dry-run").exit_code == 0
 
 
 def test_what_a_run_has_spent_is_in_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +198,7 @@ def test_a_gateway_that_is_away_for_a_moment_ends_nothing() -> None:
     assert watch(back, "docs", "new", sleep=sleep, clock=lambda: now[0]) is None
     with pytest.raises(UnavailableError):
         watch(ScriptedClient(away), "docs", "new", sleep=sleep, clock=lambda: now[0])
-    assert now[0] > AWAY_S
+    assert now[0] > TIMING.away_s
 
 
 def test_says_something_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
