@@ -25,7 +25,7 @@ from compass.domain.memory import UNLIMITED, Room
 from compass.domain.rebuild.progress import status_of_run
 from compass.domain.search.query import Hit, Query
 from compass.domain.space import BuiltBy, Space
-from compass.embedding.open import embed_each
+from compass.embedding.isolate import embed_each
 from compass.errors import CompassError, ConflictError, InsufficientMemoryError
 from compass.index.space_model import SpaceModel
 from compass.index.vector.hnsw import nice_this_thread

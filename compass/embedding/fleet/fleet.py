@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from compass.domain.chunk import FloatMatrix, has_text
+from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Embedded, Kind, ServerInfo
 from compass.domain.rebuild.budget import Meter
 from compass.domain.space import SpaceConfig
@@ -27,6 +27,7 @@ from compass.embedding.endpoint.open import open_endpoint
 from compass.embedding.endpoint.wire import check_key
 from compass.embedding.fleet.health import FleetHealth
 from compass.embedding.fleet.member import Job, Member, Piece
+from compass.embedding.isolate import Blame, blame, refuses_everything, split_at_empty
 from compass.embedding.rate_limit import Pace
 from compass.errors import (
     BudgetSpentError,
@@ -128,13 +129,15 @@ class FleetEmbedder:
             EndpointForbiddenError, EndpointAnswerError: no endpoint is left that serves this space.
         """
         rows = np.empty((len(texts), self._config.dims), np.float32)
-        job = Job(texts, rows, len(texts), asyncio.get_running_loop().create_future())
+        stretches, refused = split_at_empty(texts)
+        left = len(texts) - len(refused)
+        job = Job(texts, rows, left, asyncio.get_running_loop().create_future(), refused=refused)
         if self._stopped is not None:
             return Embedded([], rows[:0], {}, self._stopped)
         if not self._jobs:
             self._health.good_at = time.monotonic()
         self._jobs.add(job)
-        self._queue.extend(Piece(job, start, stop) for start, stop in self._runs(job))
+        self._queue.extend(Piece(job, start, stop) for start, stop in stretches)
         try:
             if job.left:
                 self._watch = self._watch or self._spawn(self._look())
@@ -179,18 +182,6 @@ class FleetEmbedder:
         await self._connections.close()
 
     # ---- giving out work
-
-    def _runs(self, job: Job) -> list[tuple[int, int]]:
-        """The stretches of texts that are not empty; the empty ones are refused without asking anybody."""
-        runs, start = [], 0
-        for i, text in enumerate(job.texts):
-            if not has_text(text):
-                job.refused[i] = "the text is empty: it has no vector"
-                job.left -= 1
-                runs.append((start, i))
-                start = i + 1
-        runs.append((start, len(job.texts)))
-        return [(a, b) for a, b in runs if a < b]
 
     def _pump(self) -> None:
         """Give every endpoint what it has room for, in turn."""
@@ -356,16 +347,17 @@ class FleetEmbedder:
         if piece.count > 1:
             self._halve(piece)
             return
-        match await self._health.control(member):
-            case None:
+        control_error = await self._health.control(member)
+        match blame(control_error):
+            case Blame.TEXT:
                 self._refuse(piece, reason)
-            case EndpointRefusedError() as error:
-                detail = f"{reason} (it refuses every text, a harmless one too)"
-                self._health.refuse_new(member, EndpointForbiddenError(detail, error.fields))
-                self._put_back(piece, member)
+                return
+            case Blame.ENDPOINT if control_error is not None:
+                fault = EndpointForbiddenError(refuses_everything(reason), control_error.fields)
+                self._health.refuse_new(member, fault)
             case _:
                 self._health.strike(member)
-                self._put_back(piece, member)
+        self._put_back(piece, member)
 
     def _refuse(self, piece: Piece, reason: str) -> None:
         piece.job.refused[piece.start] = reason

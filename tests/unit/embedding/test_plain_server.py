@@ -17,7 +17,7 @@ from compass.domain.embedding.contract import Embedder
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.embedding.fleet.fleet import FleetEmbedder
-from compass.embedding.open import embed_each
+from compass.embedding.isolate import embed_each
 from compass.embedding.pool import HttpEmbedder
 
 DIMS, MOST, LONGEST = 8, 20, 60
