@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from compass.domain.embedding.contract import Embedder, Kind
-from compass.domain.embedding.endpoint_url import check_endpoint
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.names import check_key_variable
 from compass.domain.rebuild.budget import Meter
-from compass.domain.space import BUILTIN, SpaceConfig
+from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import BuiltinEmbedder, HashingModel
 from compass.embedding.fleet.fleet import FleetEmbedder
-from compass.embedding.pool import HttpEmbedder
+from compass.embedding.pool import PoolEmbedder
 from compass.errors import InvalidRequestError
 
 
@@ -51,23 +51,23 @@ def open_embedder(
     Raises:
         InvalidRequestError: no endpoint, one that is not to be called, or the variable is not set.
     """
-    own = [config.embed_endpoint] if config.embed_endpoint is not None else []
-    urls = [check_endpoint(url) for url in endpoints or own]
+    own = config.embed_endpoint
+    urls = [EndpointUrl.parse(url) for url in endpoints or ([] if own is None else [own])]
     if not urls:
         raise InvalidRequestError(
             "the space has no embed_endpoint: name one, or send vectors with the chunks and queries",
             {"errors": [{"field": "embed_endpoint", "detail": "is not set"}]},
         )
-    if BUILTIN in urls:
-        if set(urls) != {BUILTIN}:
+    if any(url.is_builtin for url in urls):
+        if not all(url.is_builtin for url in urls):
             raise InvalidRequestError('embed_endpoint "builtin" cannot be mixed with URLs: they are not one model')
         return BuiltinEmbedder(HashingModel(config.model, config.dims), max_docs_per_s)
-    if api_key_env is None and set(urls) == set(map(check_endpoint, own)):
+    if api_key_env is None and own is not None and set(urls) == {EndpointUrl.parse(own)}:
         api_key_env = config.api_key_env
     api_key = None if api_key_env is None else _key(api_key_env)
     common: dict[str, Any] = {"timeout_s": timeout_s, "batch_size": batch_size, "api_key": api_key, "kind": kind}
     if endpoint_timeout_s is None:
-        return HttpEmbedder(urls, config, retry_s=retry_s, **common)
+        return PoolEmbedder(urls, config, retry_s=retry_s, **common)
     return FleetEmbedder(
         urls,
         config,

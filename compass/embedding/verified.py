@@ -9,7 +9,7 @@ from typing import Any
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Embedder, ServerInfo
-from compass.domain.embedding.fingerprint import check, served_by
+from compass.domain.embedding.fingerprint import check_model, model_of
 from compass.domain.space import Space
 from compass.errors import EmbeddingError
 
@@ -62,5 +62,5 @@ class CheckedEmbedder:
         except (EmbeddingError, TimeoutError):
             return
         for info in infos:
-            check(self._space, served_by(info), "the endpoint", ADVICE)
+            check_model(self._space, model_of(info), "the endpoint", ADVICE)
         self._checked_at = self._clock()

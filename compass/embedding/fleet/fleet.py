@@ -19,10 +19,11 @@ import numpy as np
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Embedded, Kind, ServerInfo
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.rebuild.budget import Meter
 from compass.domain.space import SpaceConfig
 from compass.embedding.endpoint.base import TooManyError
-from compass.embedding.endpoint.http import Connections
+from compass.embedding.endpoint.connections import Connections
 from compass.embedding.endpoint.open import open_endpoint
 from compass.embedding.endpoint.wire import check_key
 from compass.embedding.fleet.health import FleetHealth
@@ -50,7 +51,7 @@ class FleetEmbedder:
     """The `Embedder` of a rebuild over one or several endpoints; used from one event loop.
 
     Args:
-        endpoints: URLs, with or without the trailing `/embed`.
+        endpoints: Each by its URL; none is "builtin".
         config: dims and metric that the rows are checked against; the options that the space sends.
         timeout_s: Of one request, connecting included.
         endpoint_timeout_s: How long work waits while no endpoint gives a good answer.
@@ -60,14 +61,15 @@ class FleetEmbedder:
         api_key: Sent as `Authorization: Bearer`.
         kind: Which of the space's prompt names is sent.
         meter: Asked before each request that embeds.
+        connections: Theirs alone; closed with the embedder.
 
     Raises:
-        InvalidRequestError: an endpoint is not to be called, or the key cannot be a header.
+        InvalidRequestError: there is no endpoint, or the key cannot be a header.
     """
 
     def __init__(
         self,
-        endpoints: Sequence[str],
+        endpoints: Sequence[EndpointUrl],
         config: SpaceConfig,
         *,
         timeout_s: float,
@@ -78,11 +80,12 @@ class FleetEmbedder:
         api_key: str | None = None,
         kind: Kind = "document",
         meter: Meter | None = None,
+        connections: Connections | None = None,
     ) -> None:
         if not endpoints:
             raise InvalidRequestError("a fleet wants at least one endpoint")
         key = check_key(api_key)
-        self._connections = Connections()
+        self._connections = connections or Connections()
         clients = (open_endpoint(url, config, kind, key, self._connections, meter) for url in endpoints)
         self._members = [Member(client) for client in clients]
         self._turn = itertools.cycle(range(len(self._members)))

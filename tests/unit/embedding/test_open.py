@@ -7,7 +7,7 @@ import pytest
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import BuiltinEmbedder
 from compass.embedding.open import open_embedder
-from compass.embedding.pool import HttpEmbedder
+from compass.embedding.pool import PoolEmbedder
 from compass.errors import (
     EndpointForbiddenError,
     InvalidRequestError,
@@ -28,7 +28,7 @@ def test_a_rebuilds_endpoints_come_before_the_spaces_own() -> None:
     """Endpoints that are named serve; the space's own only where none is."""
     config = SpaceConfig(8, "m", "builtin")
     embedder = open_embedder(config, kind="document", timeout_s=1, retry_s=0, endpoints=[URL])
-    assert isinstance(embedder, HttpEmbedder)
+    assert isinstance(embedder, PoolEmbedder)
     assert URL in repr(embedder)
 
 
@@ -42,6 +42,20 @@ def test_builtin_and_urls_do_not_mix() -> None:
     """A fleet serves one model."""
     with pytest.raises(InvalidRequestError, match="builtin"):
         open_embedder(SpaceConfig(8, "m"), kind="query", timeout_s=1, retry_s=0, endpoints=["builtin", URL])
+
+
+@pytest.mark.parametrize("endpoint_timeout_s", [None, 1.0])
+def test_an_endpoint_that_must_not_be_called_is_refused_when_opening(endpoint_timeout_s: float | None) -> None:
+    """As `EndpointUrl` says, whoever built the list, for a query and for a rebuild."""
+    with pytest.raises(InvalidRequestError, match="it is not called"):
+        open_embedder(
+            SpaceConfig(8, "m"),
+            kind="document",
+            timeout_s=1,
+            retry_s=0,
+            endpoints=["http://169.254.169.254"],
+            endpoint_timeout_s=endpoint_timeout_s,
+        )
 
 
 def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from compass.domain.embedding.contract import Embedder
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.embedding.fleet.fleet import FleetEmbedder
 from compass.embedding.isolate import embed_each
-from compass.embedding.pool import HttpEmbedder
+from compass.embedding.pool import PoolEmbedder
 
 DIMS, MOST, LONGEST = 8, 20, 60
 CONFIG = SpaceConfig(DIMS, "m")
@@ -74,11 +75,11 @@ def plain() -> Iterator[PlainServer]:
 
 
 def _rebuilds(url: str) -> Embedder:
-    return FleetEmbedder([url], CONFIG, timeout_s=5.0, endpoint_timeout_s=10.0)
+    return FleetEmbedder([EndpointUrl.parse(url)], CONFIG, timeout_s=5.0, endpoint_timeout_s=10.0)
 
 
 def _follows(url: str) -> Embedder:
-    return HttpEmbedder([url], CONFIG, timeout_s=5.0, retry_s=5.0, kind="document")
+    return PoolEmbedder([EndpointUrl.parse(url)], CONFIG, timeout_s=5.0, retry_s=5.0, kind="document")
 
 
 @pytest.mark.parametrize("opened", [_rebuilds, _follows])

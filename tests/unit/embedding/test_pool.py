@@ -17,10 +17,11 @@ import pytest
 import stamina
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.embedding.endpoint.wire import decode_rows
-from compass.embedding.pool import HttpEmbedder
+from compass.embedding.pool import PoolEmbedder
 from compass.errors import (
     EmbeddingError,
     EndpointAnswerError,
@@ -49,10 +50,10 @@ def _no_backoff() -> Iterator[None]:
 @asynccontextmanager
 async def opened(
     *servers: Served | Scripted | str, config: SpaceConfig = CONFIG, **options: Any
-) -> AsyncIterator[HttpEmbedder]:
+) -> AsyncIterator[PoolEmbedder]:
     """An embedder of these servers, closed at the end."""
-    urls = [server if isinstance(server, str) else server.url for server in servers]
-    embedder = HttpEmbedder(urls, config, **{"timeout_s": 5.0, "retry_s": 5.0, "kind": "document", **options})
+    urls = [EndpointUrl.parse(server if isinstance(server, str) else server.url) for server in servers]
+    embedder = PoolEmbedder(urls, config, **{"timeout_s": 5.0, "retry_s": 5.0, "kind": "document", **options})
     try:
         yield embedder
     finally:
@@ -549,7 +550,9 @@ async def test_no_error_of_the_transport_comes_along() -> None:
 def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     """The refusal does not repeat it."""
     with pytest.raises(InvalidRequestError) as caught:
-        HttpEmbedder(["http://127.0.0.1:9"], CONFIG, timeout_s=1, retry_s=0, api_key=key, kind="query")
+        PoolEmbedder(
+            [EndpointUrl.parse("http://127.0.0.1:9")], CONFIG, timeout_s=1, retry_s=0, api_key=key, kind="query"
+        )
     assert not key.strip() or key not in repr(caught.value)
 
 
@@ -594,12 +597,10 @@ async def test_a_name_that_turns_to_a_trap_is_not_called(monkeypatch: pytest.Mon
             await embedder.embed(["a"])
 
 
-def test_an_endpoint_that_must_not_be_called_is_refused_when_opening() -> None:
-    """As `check_endpoint` says, whoever built the list."""
+def test_no_endpoint_is_no_pool() -> None:
+    """A list without a URL is refused when opening."""
     with pytest.raises(InvalidRequestError):
-        HttpEmbedder(["http://169.254.169.254"], CONFIG, timeout_s=1, retry_s=0, kind="query")
-    with pytest.raises(InvalidRequestError):
-        HttpEmbedder([], CONFIG, timeout_s=1, retry_s=0, kind="query")
+        PoolEmbedder([], CONFIG, timeout_s=1, retry_s=0, kind="query")
 
 
 async def test_half_a_surrogate_pair_is_refused_for_itself() -> None:
@@ -657,7 +658,7 @@ async def test_retry_after_is_honoured() -> None:
 def test_each_event_loop_has_its_own_connections() -> None:
     """One embedder may serve several loops, one after the other or in threads."""
     with served("m", DIMS) as server:
-        embedder = HttpEmbedder([server.url], CONFIG, timeout_s=5, retry_s=0, kind="query")
+        embedder = PoolEmbedder([EndpointUrl.parse(server.url)], CONFIG, timeout_s=5, retry_s=0, kind="query")
 
         async def once(close: bool) -> int:
             rows = await embedder.embed(["a"])
@@ -704,8 +705,13 @@ def test_numbers_are_decoded_as_float32_exactly() -> None:
 async def test_endpoints_tell_how_they_do() -> None:
     """Each endpoint tells its rate and its errors, under its shown URL; a refused batch counts as one."""
     with served("m", 8) as good, served("m", 8, reply=lambda _: Response("no", 503)) as bad:
-        embedder = HttpEmbedder(
-            [good.url, bad.url], SpaceConfig(8, "m"), timeout_s=5, retry_s=5, kind="document", batch_size=1
+        embedder = PoolEmbedder(
+            [EndpointUrl.parse(s.url) for s in (good, bad)],
+            SpaceConfig(8, "m"),
+            timeout_s=5,
+            retry_s=5,
+            kind="document",
+            batch_size=1,
         )
         await embedder.embed(["one text", "two texts", "three texts"])
         told = {said["url"]: said for said in embedder.endpoints()}

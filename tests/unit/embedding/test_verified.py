@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compass.domain.embedding.fingerprint import served_by
+from compass.domain.embedding.fingerprint import model_of
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.embedding.open import open_embedder
 from compass.embedding.verified import CHECK_S, CheckedEmbedder
@@ -47,7 +47,7 @@ async def test_a_server_that_names_another_model_is_refused_until_it_is_back() -
     clock = Seconds()
     with served("m", DIMS, tei=True) as server:
         asked = Asked(server.url)
-        right = served_by((await asked.describe())[0])
+        right = model_of((await asked.describe())[0])
         embedder = checked(asked, BuiltBy("another"), clock)
         for _ in range(2):
             with pytest.raises(FingerprintMismatchError, match="not 'another'") as refused:
