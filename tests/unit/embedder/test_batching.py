@@ -61,7 +61,7 @@ async def test_requests_that_wait_share_a_batch(fake: Any) -> None:
     pool = Pool(fake.encode, 8, 1_000)
     fake.gate.clear()
     first = asyncio.create_task(_ask(pool, "a"))
-    await asyncio.to_thread(fake.started.wait, 5)
+    assert await asyncio.to_thread(fake.started.wait, 60)
     others = [asyncio.create_task(_ask(pool, *texts)) for texts in (["b", "c"], ["d"], ["e", "f", "g"])]
     await asyncio.sleep(0)  # each has put its texts into the pool
     fake.gate.set()
@@ -118,7 +118,7 @@ async def test_a_request_that_nobody_waits_for_is_not_embedded(fake: Any) -> Non
     pool = Pool(fake.encode, 8, 1_000)
     fake.gate.clear()
     first = asyncio.create_task(_ask(pool, "a"))
-    await asyncio.to_thread(fake.started.wait, 5)
+    assert await asyncio.to_thread(fake.started.wait, 60)
     gone, other = asyncio.create_task(_ask(pool, "gone")), asyncio.create_task(_ask(pool, "b"))
     await asyncio.sleep(0)
     gone.cancel()

@@ -65,7 +65,7 @@ def test_chromas_embedding_function(url: str, original: Any) -> None:
 async def test_compasss_own_client(url: str, original: Any) -> None:
     """It takes the embedder for TEI, by its `/info`, and has what is too long cut."""
     config = SpaceConfig(384, "minilm")
-    embedder = PoolEmbedder([EndpointUrl.parse(url)], config, timeout_s=20, retry_s=0, api_key=KEY, kind="document")
+    embedder = PoolEmbedder([EndpointUrl.parse(url)], config, timeout_s=60, retry_s=0, api_key=KEY, kind="document")
     rows = await embedder.embed([*TEXTS, "long " * 300])
     np.testing.assert_allclose(rows[:2], original, atol=1e-5)
     (info,) = await embedder.describe()

@@ -10,7 +10,8 @@ import pytest
 from compass.domain.embedding.contract import Reply
 from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
-from compass.embedder.tei import Limits, RefusalError, TeiServer
+from compass.embedder.tei import Limits, RefusalError
+from compass.embedder.tei_server import TeiServer
 from compass.embedding.builtin import HashingModel
 from compass.embedding.endpoint.base import TooManyError
 from compass.embedding.endpoint.connections import Connections
