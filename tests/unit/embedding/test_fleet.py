@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from held_replies import HeldReplies
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from waiting import until
 
+from compass.domain.embedding.aimd import FIRST_WINDOW
 from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
@@ -26,26 +29,28 @@ from compass.errors import (
     EndpointUnavailableError,
     InvalidRequestError,
 )
+from compass.testing.clock import ManualClock
 from compass.testing.embed_server import EmbedServer, Served, encode_rows, served
 
 DIMS = 8
 CONFIG = SpaceConfig(DIMS, "m")
 MODEL = HashingModel("m", DIMS)
 TEXTS = [f"text number {i}" for i in range(200)]
+UNTIL_S = 60.0  # the deadline of a state that is waited for
 Reply = Callable[[list[str]], Response | None]
 
 
 @asynccontextmanager
 async def fleet(*servers: Served | str, config: SpaceConfig = CONFIG, **options: Any) -> AsyncIterator[FleetEmbedder]:
     urls = [EndpointUrl.parse(server if isinstance(server, str) else server.url) for server in servers]
-    embedder = FleetEmbedder(urls, config, **{"timeout_s": 5.0, "endpoint_timeout_s": 20.0, **options})
+    embedder = FleetEmbedder(urls, config, **{"timeout_s": 60.0, "endpoint_timeout_s": 60.0, **options})
     try:
         yield embedder
     finally:
         await embedder.close()
 
 
-def said(status: int, error: str, error_type: str, **headers: str) -> Callable[[], Response]:
+def answer(status: int, error: str, error_type: str, **headers: str) -> Callable[[], Response]:
     return lambda: JSONResponse({"error": error, "error_type": error_type}, status, headers=headers)
 
 
@@ -55,6 +60,14 @@ def refusing(response: Callable[[], Response], when: Callable[[list[str]], bool]
 
 def same(rows: Any, texts: Sequence[str]) -> None:
     np.testing.assert_allclose(rows, MODEL.embed(texts), atol=1e-6)
+
+
+class TickingClock(ManualClock):
+    """Moves on a little with each look at it, so that what comes later is later."""
+
+    def __call__(self) -> float:
+        self.advance(1e-6)
+        return super().__call__()
 
 
 class Restarted:
@@ -72,8 +85,7 @@ class Restarted:
         config = uvicorn.Config(self.server.app, port=self.port, lifespan="off", log_level="critical")
         http = self._http = uvicorn.Server(config)
         threading.Thread(target=http.run, daemon=True).start()
-        while not http.started:
-            time.sleep(0.01)
+        self._wait(lambda: http.started)
 
     def die(self) -> None:
         http = self._http
@@ -82,8 +94,13 @@ class Restarted:
             for connection in list(http.server_state.connections):
                 with suppress(RuntimeError):  # its loop has ended, and the connection with it
                     connection.loop.call_soon_threadsafe(connection.transport.abort)  # uvloop's are of one thread
-            while self._listens():
-                time.sleep(0.01)
+            self._wait(lambda: not self._listens())
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -115,72 +132,98 @@ async def test_rows_are_in_order_whoever_made_them() -> None:
 
 
 async def test_work_flows_to_whoever_has_room() -> None:
-    """Two endpoints of 200 and 800 docs/s are both kept busy: each gets its share, and both together the whole."""
-    with served("m", DIMS, docs_per_s=200) as slow, served("m", DIMS, docs_per_s=800) as fast:
+    """Of two endpoints one answers four times as often: each is kept busy, and both together do the whole."""
+    often, seldom = HeldReplies(), HeldReplies()
+    with served("m", DIMS, reply=often) as fast, served("m", DIMS, reply=seldom) as slow:
         async with fleet(slow, fast) as embedder:
             work = asyncio.create_task(embedder.embed(TEXTS * 20))
-            await asyncio.sleep(0.5)
-            before, began = (slow.stats()["inputs"], fast.stats()["inputs"]), time.monotonic()
-            await asyncio.sleep(2)
-            done = slow.stats()["inputs"] - before[0], fast.stats()["inputs"] - before[1]
-            took_s = time.monotonic() - began
-            work.cancel()
-    assert 0.7 <= done[1] / sum(done) <= 0.9
-    assert sum(done) >= 0.7 * 1_000 * took_s
+            for _ in range(6):
+                await until(lambda: min(often.count, seldom.count) >= FIRST_WINDOW, UNTIL_S)
+                often.release(4)
+                seldom.release(1)
+            await until(lambda: min(often.count, seldom.count) >= FIRST_WINDOW, UNTIL_S)
+            often.open()
+            seldom.open()
+            same(await work, TEXTS * 20)
+        assert slow.stats()["inputs"] + fast.stats()["inputs"] == 20 * len(TEXTS)
 
 
 async def test_a_server_with_permits_is_filled_without_a_flood() -> None:
-    """40 ms a batch, 8 batches at once: the window finds the 8, and refusals are rare."""
-    with served("m", DIMS, delay_ms=40, max_concurrent_requests=256) as server:
-        async with fleet(server) as embedder:
-            await embedder.embed(TEXTS * 20)
-            before = server.stats()
-            await embedder.embed(TEXTS * 32)
-            told = embedder.endpoints()[0]
-        refused = server.stats()["requests"] - before["requests"] - 200
-    assert 6 <= told["window"] <= 9
-    assert refused <= 20
+    """8 batches at once: the window finds the 8, and refusals are rare."""
+    held, clock = HeldReplies(), TickingClock()
+    with served("m", DIMS, max_concurrent_requests=256, reply=held) as server:
+        async with fleet(server, clock=clock) as embedder:
+            work = asyncio.create_task(embedder.embed(TEXTS * 100))
+
+            def is_full() -> bool:
+                """Whether as many requests stand still as the window allows; none is on its way."""
+                (endpoint,) = embedder.endpoints()
+                return bool(held.count == endpoint["in_flight"] >= endpoint["window"])
+
+            answers = 0
+            for _ in range(30):
+                await until(is_full, UNTIL_S)
+                answers += held.count
+                clock.advance(0.04)
+                held.release(held.count)
+            await until(is_full, UNTIL_S)
+            (endpoint,) = embedder.endpoints()
+            refused = server.stats()["requests"] - answers - held.count
+            work.cancel()
+            held.open()
+    assert 6 <= endpoint["window"] <= 9
+    assert 1 <= refused <= 20
 
 
 async def test_the_batch_grows_where_nobody_says_how_large_it_may_be() -> None:
     """A server without /info is given 32 texts first, then more; what it refuses is not asked again."""
     sizes: list[int] = []
 
-    async def reply(texts: list[str]) -> Response | None:
+    def reply(texts: list[str]) -> Response | None:
         sizes.append(len(texts))
-        await asyncio.sleep(0.01)  # whatever their number, so that more at once are worth it
         return PlainTextResponse("out of memory", 500) if len(texts) > 100 else None
 
     with served("m", DIMS, tei=False, max_client_batch_size=1_000, reply=reply) as server:
-        async with fleet(server) as embedder:
+        async with fleet(server, clock=ManualClock()) as embedder:  # all take as long, so that more at once pay
             done = await embedder.embed_each(TEXTS * 20)
-            told = embedder.endpoints()[0]
+            (endpoint,) = embedder.endpoints()
             learnt = len(sizes)
             await embedder.embed(TEXTS * 3)
     assert (len(done.rows), done.refused) == (4_000, {})
-    assert (sizes[0], told["batch_size"]) == (32, 64)
+    assert (sizes[0], endpoint["batch_size"]) == (32, 64)
     assert max(sizes[:learnt]) == 128
     assert set(sizes[learnt:]) == {64, 600 % 64}
 
 
-async def test_limits_of_the_whole_are_kept() -> None:
-    """`concurrency` bounds requests over all endpoints, `max_docs_per_s` texts."""
-    most, now = [0], [0]
-
-    async def reply(texts: list[str]) -> None:
-        now[0] += 1
-        most[0] = max(most[0], now[0])
-        await asyncio.sleep(0.01)
-        now[0] -= 1
-
-    with served("m", DIMS, reply=reply) as a, served("m", DIMS, reply=reply) as b:
+async def test_no_more_requests_are_made_at_once_than_allowed() -> None:
+    """`concurrency` bounds them over all endpoints."""
+    held = HeldReplies()
+    with served("m", DIMS, reply=held) as a, served("m", DIMS, reply=held) as b:
         async with fleet(a, b, concurrency=2) as embedder:
-            await embedder.embed(TEXTS * 3)
-        assert most[0] <= 2
-        async with fleet(a, b, max_docs_per_s=400) as embedder:
-            began = time.monotonic()
-            await embedder.embed(TEXTS * 2)
-            assert 0.8 <= time.monotonic() - began <= 2
+            work = asyncio.create_task(embedder.embed(TEXTS * 3))
+            for _ in range(8):
+                await until(lambda: held.count == 2, UNTIL_S)
+                assert sum(endpoint["in_flight"] for endpoint in embedder.endpoints()) == 2
+                held.release(2)
+            held.open()
+            same(await work, TEXTS * 3)
+
+
+async def test_no_more_texts_are_sent_in_a_second_than_allowed() -> None:
+    """`max_docs_per_s` bounds them over all endpoints: each batch waits for its share of the clock."""
+    clock = ManualClock()
+    with served("m", DIMS) as a, served("m", DIMS) as b:
+
+        def sent() -> int:
+            return a.stats()["inputs"] + b.stats()["inputs"]
+
+        async with fleet(a, b, max_docs_per_s=400, batch_size=20, clock=clock) as embedder:
+            work = asyncio.create_task(embedder.embed(TEXTS))
+            for batches in range(1, 11):
+                await until(lambda batches=batches: sent() == 20 * batches, UNTIL_S)  # type: ignore[misc]
+                assert sent() <= 20 + 400 * clock() + 0.1
+                clock.advance(20 / 400)
+            same(await work, TEXTS)
 
 
 # ---- faults
@@ -197,23 +240,21 @@ async def test_a_poison_text_in_the_first_batch_does_not_shrink_what_info_allows
 
 async def test_a_dead_endpoint_is_put_aside_and_taken_back() -> None:
     """Its work goes to the other without loss; back on its port it gets work again."""
-    with restarted(delay_ms=5) as dying, served("m", DIMS, delay_ms=5) as steady:
+    held = HeldReplies()
+    with restarted() as dying, served("m", DIMS, reply=held) as steady:
         async with fleet(dying.url, steady) as embedder:
             work = asyncio.create_task(embedder.embed_each(TEXTS * 40))
-            while dying.server.stats()["inputs"] < 400:  # noqa: ASYNC110 - nobody tells of it
-                await asyncio.sleep(0.001)
+            await until(lambda: dying.server.stats()["inputs"] > 0, UNTIL_S)
             await asyncio.to_thread(dying.die)
+            await until(lambda: [e["state"] for e in embedder.endpoints()] == ["down", "up"], UNTIL_S)
             assert not work.done()
+            held.open()
             done = await work
             assert (len(done.rows), done.refused) == (8_000, {})
             same(done.vectors, TEXTS * 40)
-            states = {told["url"]: told["state"] for told in embedder.endpoints()}
-            assert sorted(states.values()) == ["down", "up"]
             before = dying.server.stats()["inputs"]
             await asyncio.to_thread(dying.start)
-            async with asyncio.timeout(10):
-                while embedder.endpoints()[0]["state"] != "up":  # noqa: ASYNC110 - nobody tells of it
-                    await asyncio.sleep(0.05)
+            await until(lambda: embedder.endpoints()[0]["state"] == "up", UNTIL_S)
             await embedder.embed(TEXTS * 2)
             assert dying.server.stats()["inputs"] - before > 30
 
@@ -225,31 +266,41 @@ async def test_while_all_are_down_work_waits() -> None:
             await embedder.embed(TEXTS)
             await asyncio.to_thread(server.die)
             work = asyncio.create_task(embedder.embed(TEXTS))
-            await asyncio.sleep(0.3)
-            told = embedder.endpoints()[0]
-            assert (told["state"], work.done()) == ("down", False)
-            assert "failed" in told["last_error"]
+            await until(lambda: embedder.endpoints()[0]["state"] == "down", UNTIL_S)
+            assert not work.done()
+            assert "/embed" in embedder.endpoints()[0]["last_error"]
             await asyncio.to_thread(server.start)
             same(await work, TEXTS)
 
 
 async def test_waiting_has_an_end() -> None:
     """After `endpoint_timeout_s` without a good answer the error names every endpoint and its reason."""
-    down = said(503, "loading the model", "Unhealthy")
+    down, clock = answer(503, "loading the model", "Unhealthy"), ManualClock()
     with served("m", DIMS, reply=lambda _: down()) as one, served("m", DIMS, reply=lambda _: down()) as two:
-        async with fleet(one, two, endpoint_timeout_s=1.0) as embedder:
-            began = time.monotonic()
+        async with fleet(one, two, endpoint_timeout_s=100.0, clock=clock) as embedder:
+            work = asyncio.create_task(embedder.embed(TEXTS))
+            await until(lambda: all(e["state"] == "down" for e in embedder.endpoints()), UNTIL_S)
+            requests = one.stats()["requests"] + two.stats()["requests"]
+            assert not work.done()
+            clock.advance(100.0)
             with pytest.raises(EndpointUnavailableError, match="loading the model") as error:
-                await embedder.embed(TEXTS)
-            assert 1.0 <= time.monotonic() - began < 4
+                await work
     assert all(server.url.removesuffix("/embed") in error.value.detail for server in (one, two))
-    assert one.stats()["requests"] + two.stats()["requests"] < 25, "asked with patience"
+    assert requests < 25, "asked with patience"
 
 
 async def test_overload_is_met_with_fewer_requests() -> None:
     """429 shrinks the window and costs nothing else: every text gets its row."""
-    with served("m", DIMS, delay_ms=5, max_concurrent_requests=32) as server:
+    embedders: list[FleetEmbedder] = []
+
+    async def reply(texts: list[str]) -> None:
+        """Hold the one permit while others ask for it."""
+        while embedders[0].endpoints()[0]["in_flight"] > 1:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.001)
+
+    with served("m", DIMS, max_concurrent_requests=32, reply=reply) as server:
         async with fleet(server) as embedder:
+            embedders.append(embedder)
             same(await embedder.embed(TEXTS * 5), TEXTS * 5)
             assert embedder.endpoints()[0]["window"] <= 2
             assert embedder.endpoints()[0]["state"] in ("up", "paused")
@@ -257,17 +308,21 @@ async def test_overload_is_met_with_fewer_requests() -> None:
 
 async def test_retry_after_is_honoured_by_endpoint() -> None:
     """The one that asked for a pause gets it; the other goes on."""
-    asked: list[float] = []
+    overloaded, held = answer(429, "full", "Overloaded", **{"Retry-After": "3600"}), HeldReplies()
+    with served("m", DIMS, reply=lambda _: overloaded()) as pausing, served("m", DIMS, reply=held) as steady:
+        async with fleet(pausing, steady, batch_size=8) as embedder:
+            work = asyncio.create_task(embedder.embed(TEXTS))
 
-    def reply(texts: list[str]) -> Response | None:
-        asked.append(time.monotonic())
-        return said(429, "full", "Overloaded", **{"Retry-After": "1"})() if len(asked) <= 1 else None
+            def is_paused() -> bool:
+                """Whether nothing is on its way to it either."""
+                first, _ = embedder.endpoints()
+                return bool((first["state"], first["in_flight"]) == ("paused", 0))
 
-    with served("m", DIMS, reply=reply) as pausing, served("m", DIMS, delay_ms=50) as steady:
-        async with fleet(pausing, steady, concurrency=2, batch_size=8) as embedder:
-            same(await embedder.embed(TEXTS), TEXTS)
-    later = [at for at in asked if at > asked[0] + 0.02]
-    assert not later or min(later) >= asked[0] + 1.0
+            await until(is_paused, UNTIL_S)
+            requests = pausing.stats()["requests"]
+            held.open()
+            same(await work, TEXTS)
+        assert pausing.stats()["requests"] == requests
 
 
 async def test_a_pause_ends_on_a_loop_that_calls_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,10 +334,10 @@ async def test_a_pause_ends_on_a_loop_that_calls_early(monkeypatch: pytest.Monke
 
     def reply(texts: list[str]) -> Response | None:
         refused.append(len(texts))
-        return said(429, "full", "Overloaded")() if len(refused) <= 4 else None
+        return answer(429, "full", "Overloaded")() if len(refused) <= 4 else None
 
     with served("m", DIMS, reply=reply) as server:
-        async with asyncio.timeout(10), fleet(server) as embedder:
+        async with asyncio.timeout(60), fleet(server) as embedder:
             same(await embedder.embed(TEXTS), TEXTS)
 
 
@@ -333,7 +388,7 @@ async def test_an_endpoint_that_lies_about_a_harmless_text_as_well_is_left_out(l
         async with fleet(liar) as embedder:
             with pytest.raises(EndpointAnswerError, match="not with vectors of this space"):
                 await embedder.embed_each(TEXTS[:20])
-            assert [told["state"] for told in embedder.endpoints()] == ["refused"]
+            assert [endpoint["state"] for endpoint in embedder.endpoints()] == ["refused"]
 
 
 async def test_a_hang_is_covered_by_the_others() -> None:
@@ -344,7 +399,7 @@ async def test_a_hang_is_covered_by_the_others() -> None:
 
     with served("m", DIMS, reply=reply) as hanging, served("m", DIMS) as good:
         async with fleet(hanging, good, timeout_s=0.3) as embedder:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 same(await embedder.embed(TEXTS), TEXTS)
 
 
@@ -354,10 +409,10 @@ async def test_a_hang_is_covered_by_the_others() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        said(422, "Input validation error: `inputs` must have less than 512 tokens", "Validation"),
-        said(400, "bad input", "Validation"),
+        answer(422, "Input validation error: `inputs` must have less than 512 tokens", "Validation"),
+        answer(400, "bad input", "Validation"),
         lambda: JSONResponse({"error": {"message": "too long", "type": "BadRequestError", "code": 400}}, 400),
-        said(424, "CUDA error", "Backend"),
+        answer(424, "CUDA error", "Backend"),
         lambda: PlainTextResponse("Internal Server Error", 500),
         lambda: Response(b"[" + b",".join([b"[0,0,0,0,0,0,0,0]"] * 32) + b"]"),
         lambda: Response(b"[[null]]"),
@@ -372,7 +427,7 @@ async def test_a_poison_text_fails_alone(fault: Callable[[], Response], tei: boo
     reply = refusing(fault, lambda batch: any("POISON" in text for text in batch))
     with served("m", DIMS, tei=tei, max_client_batch_size=256, reply=reply) as server:
         async with fleet(server, batch_size=32) as embedder:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 done = await embedder.embed_each(texts)
         assert server.stats()["inputs"] < 5 * len(texts)
     assert set(done.refused) == poison
@@ -383,7 +438,7 @@ async def test_a_poison_text_fails_alone(fault: Callable[[], Response], tei: boo
 
 async def test_poison_at_one_endpoint_does_not_blame_the_text_twice() -> None:
     """`embed` has no place for a refused text: it is the call's error, with the text's place and the reason."""
-    reply = refusing(said(422, "too long", "Validation"), lambda batch: "bad" in batch)
+    reply = refusing(answer(422, "too long", "Validation"), lambda batch: "bad" in batch)
     with served("m", DIMS, reply=reply) as server:
         async with fleet(server) as embedder:
             with pytest.raises(EndpointRefusedError, match="too long") as error:
@@ -404,7 +459,7 @@ async def test_empty_texts_are_never_sent() -> None:
 
 async def test_an_endpoint_that_refuses_everything_blames_no_text() -> None:
     """A harmless text is refused as well: the endpoint is misconfigured, and no text is to blame."""
-    with served("m", DIMS, reply=lambda _: said(422, "no", "Validation")()) as server:
+    with served("m", DIMS, reply=lambda _: answer(422, "no", "Validation")()) as server:
         async with fleet(server) as embedder:
             with pytest.raises(EndpointForbiddenError, match="a harmless one too"):
                 await embedder.embed_each(["a", "b"])
@@ -424,16 +479,18 @@ async def test_one_text_that_is_too_large_is_refused_for_itself() -> None:
 
 async def test_a_cancelled_call_leaves_nothing_behind() -> None:
     """Its requests end, its texts leave the queue, and the next call is served."""
-    with served("m", DIMS, delay_ms=30) as server:
+    held = HeldReplies()
+    with served("m", DIMS, reply=held) as server:
         async with fleet(server) as embedder:
             work = asyncio.create_task(embedder.embed(TEXTS * 10))
-            await asyncio.sleep(0.1)
+            await until(lambda: held.count == FIRST_WINDOW, UNTIL_S)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await work
+            held.open()
             same(await embedder.embed(["one"]), ["one"])
             assert embedder.endpoints()[0]["in_flight"] == 0
-        assert server.stats()["inputs"] < 600
+        assert server.stats()["inputs"] == FIRST_WINDOW * 32 + 1
 
 
 async def test_several_calls_share_the_fleet() -> None:
@@ -451,9 +508,15 @@ async def test_endpoints_tell_how_they_do() -> None:
         async with fleet(server) as embedder:
             assert embedder.endpoints()[0]["state"] == "new"
             await embedder.embed(["one two", "three"])
-            told = embedder.endpoints()[0]
+            (endpoint,) = embedder.endpoints()
             info = (await embedder.describe())[0]
-    assert (told["state"], told["docs"], told["tokens"], told["batch_size"], told["errors"]) == ("up", 2, 3, 32, 0)
+    assert tuple(endpoint[name] for name in ("state", "docs", "tokens", "batch_size", "errors")) == (
+        "up",
+        2,
+        3,
+        32,
+        0,
+    )
     assert (info.model_id, info.max_batch, info.pooling) == ("m", 32, "hashing")
 
 

@@ -41,6 +41,11 @@ def _raising(error: BaseException) -> Callable[[], Any]:
     return outcome
 
 
+def _task_error(trace: str) -> Exception:
+    make: Callable[[str, str, None], Exception] = RayTaskError  # untyped in Ray
+    return make("tei_embed", trace, None)
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "fields"),
     [
@@ -51,7 +56,7 @@ def _raising(error: BaseException) -> Callable[[], Any]:
             {"unreachable": True},
         ),
         (ActorDiedError(), EndpointUnavailableError, {}),
-        (RayTaskError("tei_embed", "a trace\nOutOfMemoryError", None), EndpointUnavailableError, {"status": 500}),
+        (_task_error("a trace\nOutOfMemoryError"), EndpointUnavailableError, {"status": 500}),
         (ConnectionError("closed"), EndpointUnavailableError, {}),
         (AttributeError("it does not exist. Available methods: ['call']."), EndpointForbiddenError, {}),
     ],
