@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass.domain.chunk import FloatMatrix
@@ -24,6 +24,7 @@ def _waiting(tokens: list[int], treatments: list[Treatment] | None = None) -> li
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=30),
     st.integers(1, 200),

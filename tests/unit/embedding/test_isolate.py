@@ -130,7 +130,7 @@ async def test_a_real_server_loses_only_its_poison() -> None:
     texts = [f"text {i}" for i in range(50)]
     texts[13] = "poison"
     with served("m", 16, reply=reply) as server:
-        embedder = open_embedder(SpaceConfig(16, "m", server.url), kind="document", timeout_s=5, retry_s=0)
+        embedder = open_embedder(SpaceConfig(16, "m", server.url), kind="document", timeout_s=60, retry_s=0)
         done = await embed_each(embedder, texts)
         await embedder.close()
     assert list(done.refused) == [13]

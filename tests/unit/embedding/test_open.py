@@ -81,10 +81,10 @@ async def test_the_spaces_key_goes_to_the_spaces_own_endpoint_alone(monkeypatch:
     monkeypatch.setenv(KEY_VARIABLE, "hunter2")
     with served("m", 8, api_key="hunter2") as own, served("m", 8, api_key="hunter2") as other:
         config = SpaceConfig(8, "m", own.url, api_key_env=KEY_VARIABLE)
-        mine = open_embedder(config, kind="query", timeout_s=5, retry_s=0)
-        strange = open_embedder(config, kind="query", timeout_s=5, retry_s=0, endpoints=[other.url])
+        mine = open_embedder(config, kind="query", timeout_s=60, retry_s=0)
+        strange = open_embedder(config, kind="query", timeout_s=60, retry_s=0, endpoints=[other.url])
         named = open_embedder(
-            config, kind="query", timeout_s=5, retry_s=0, endpoints=[other.url], api_key_env=KEY_VARIABLE
+            config, kind="query", timeout_s=60, retry_s=0, endpoints=[other.url], api_key_env=KEY_VARIABLE
         )
         assert (await mine.embed(["a"])).shape == (1, 8)
         with pytest.raises(EndpointForbiddenError, match="401"):

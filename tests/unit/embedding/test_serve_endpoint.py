@@ -119,9 +119,9 @@ async def test_after_silence_it_is_asked_what_it_is_first() -> None:
             await endpoint.embed(["a"], 60)
     application.instead = None
     await endpoint.embed(["a"], 60)
-    asked = [(method, timeout_s) for method, _, timeout_s in application.calls]
+    calls = [(method, timeout_s) for method, _, timeout_s in application.calls]
     info, embed = ("tei_info", 5.0), ("tei_embed", 60)
-    assert asked == [info, embed, embed, info, info, embed]
+    assert calls == [info, embed, embed, info, info, embed]
 
 
 async def test_too_many_inputs_name_the_limit() -> None:
