@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from compass.control.ports import Cluster
-from compass.domain.embedding.fingerprint import Examined, judged
+from compass.domain.embedding.fingerprint import ModelCheck, agreed_model
 from compass.domain.routing.table import CollectionRoute
 from compass.domain.space import BuiltBy, Space
 from compass.errors import EndpointUnavailableError, FingerprintMismatchError
@@ -40,7 +40,7 @@ async def builder(
     for one in found:
         if one.error is not None and (must_answer or accept):
             raise EndpointUnavailableError(one.error, {"endpoint": one.endpoint})
-    return judged(space, found, accept=accept, advice=ADVICE)
+    return agreed_model(space, found, accept=accept, advice=ADVICE)
 
 
 async def mismatches(
@@ -61,10 +61,10 @@ async def mismatches(
     if fresh:
         space, found = replace(space, built_by=None), [replace(one, cosine=None) for one in found]
     errors: list[FingerprintMismatchError] = []
-    fitting: list[Examined] = []
+    fitting: list[ModelCheck] = []
     for one in found:
         try:
-            judged(space, [*fitting, one], accept=accept, advice=ADVICE)
+            agreed_model(space, [*fitting, one], accept=accept, advice=ADVICE)
             fitting.append(one)
         except FingerprintMismatchError as error:
             errors.append(error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from compass.domain.collection import Change, CollectionState, CollectionStats
-from compass.domain.embedding.fingerprint import Examined
+from compass.domain.embedding.fingerprint import ModelCheck
 from compass.domain.history import Note
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.rebuild.report import EstimateReport, Failure
@@ -45,7 +45,7 @@ class IndexPort(Protocol):
             InsufficientMemoryError: it has not.
         """
 
-    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
+    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[ModelCheck]:
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
 
     async def ensure_same_model(self, endpoints: Sequence[str], api_key_env: str | None = None) -> None:

@@ -21,10 +21,10 @@ from compass.embedder.tei import (
     Limits,
     ModelInfo,
     RefusalError,
-    TeiServer,
     invalid,
     too_long,
 )
+from compass.embedder.tei_server import TeiServer
 from compass.errors import InvalidRequestError
 
 CPU_BATCH = 16  # texts: a CPU is no quicker with more, and a query behind a batch waits for all of it
@@ -72,21 +72,21 @@ class SentenceBackend:
         """What it is."""
         return self._model.info
 
-    async def embed(self, inputs: Sequence[Input], asked: EmbedRequest) -> Computed:
+    async def embed(self, inputs: Sequence[Input], request: EmbedRequest) -> Computed:
         """As `Backend.embed`."""
-        prompt, longest = self._prompt(asked.prompt_name), self._model.info.max_input_length
+        prompt, longest = self._prompt(request.prompt_name), self._model.info.max_input_length
         loop = asyncio.get_running_loop()
         texts, tokens = await loop.run_in_executor(self._counting, self._read, inputs, prompt)
-        truncate = self._limits.auto_truncate if asked.truncate is None else asked.truncate
+        truncate = self._limits.auto_truncate if request.truncate is None else request.truncate
         if not truncate and max(tokens) > longest:
             raise too_long(max(tokens), longest)
-        side: Side = "left" if asked.truncation_direction.lower() == "left" else "right"
+        side: Side = "left" if request.truncation_direction.lower() == "left" else "right"
         treatments = [Treatment(prompt, side if count > longest else "right") for count in tokens]
         read = [min(count, longest) for count in tokens]
         rows = await self._pool.embed(texts, read, treatments)
-        if asked.dimensions is not None:
-            rows = rows[:, : asked.dimensions]
-        return Computed(prepare_vectors(rows, "cosine") if asked.normalize else rows, sum(read))
+        if request.dimensions is not None:
+            rows = rows[:, : request.dimensions]
+        return Computed(prepare_vectors(rows, "cosine") if request.normalize else rows, sum(read))
 
     async def is_healthy(self) -> bool:
         """Whether the model embeds; it is tried only if it has failed at the last text."""

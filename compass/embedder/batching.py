@@ -111,8 +111,8 @@ class Pool:
         """
         rows = np.empty((len(texts), self._dims), np.float32)
         request = _Request(rows, len(texts), asyncio.get_running_loop().create_future())
-        said = enumerate(zip(texts, tokens, treatments, strict=True))
-        self._waiting += [Waiting(text, count, how, request, row) for row, (text, count, how) in said]
+        inputs = enumerate(zip(texts, tokens, treatments, strict=True))
+        self._waiting += [Waiting(text, count, how, request, row) for row, (text, count, how) in inputs]
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
         try:

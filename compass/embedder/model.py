@@ -59,8 +59,8 @@ class SentenceModel:
                 model_kwargs={"dtype": getattr(torch, precise)},
             )
         except (OSError, ValueError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise UnavailableError(f"the model {name!r} cannot be loaded: {said[0]}") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UnavailableError(f"the model {name!r} cannot be loaded: {lines[0]}") from error
         self._model.to(getattr(torch, precise)).eval()
         if self._model.tokenizer is None:
             raise UnavailableError(f"the model {name!r} has no tokenizer: it is not one for texts")
@@ -78,11 +78,11 @@ class SentenceModel:
 
     def count(self, texts: Sequence[str], prompt: str = "") -> list[int]:
         """Tokens of each text behind its prompt, with those that the model puts around them, nothing cut."""
-        asked = [prompt + text for text in texts]
+        prompted = [prompt + text for text in texts]
         if hasattr(self._counting, "encode_batch_fast"):
-            return [len(encoded) for encoded in self._counting.encode_batch_fast(asked)]
+            return [len(encoded) for encoded in self._counting.encode_batch_fast(prompted)]
         bare = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        return [len(ids) for ids in self._counting(asked, truncation=False, padding=False, **bare)["input_ids"]]
+        return [len(ids) for ids in self._counting(prompted, truncation=False, padding=False, **bare)["input_ids"]]
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of an input that was given as tokens."""

@@ -152,8 +152,8 @@ def tokens(text: str) -> list[str]:
 
     A text without a letter or a digit is one token as it stands, so that it too has a vector.
     """
-    found = [part.lower() for word in _WORD.findall(text) for part in _parts(word)]
-    return found or [text.strip()[:MAX_WORD_CHARS]]
+    words = [part.lower() for word in _WORD.findall(text) for part in _parts(word)]
+    return words or [text.strip()[:MAX_WORD_CHARS]]
 
 
 def stem(word: str) -> str:

@@ -1,7 +1,7 @@
 """Embedding endpoints that a query or a follower asks: they wait for nobody for long.
 
 Batches go round robin, a batch that failed is tried at the next endpoint. A rebuild, which waits for its
-endpoints and gives each what it can take, has `adapters/fleet.py`.
+endpoints and gives each what it can take, has `compass.embedding.fleet`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding.aimd import FIRST_BATCH
 from compass.domain.embedding.contract import Kind, ServerInfo
 from compass.domain.embedding.endpoint_stats import EndpointStats
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedding.endpoint.base import Endpoint, TooManyError
-from compass.embedding.endpoint.http import Connections
+from compass.embedding.endpoint.connections import Connections
 from compass.embedding.endpoint.open import open_endpoint
 from compass.embedding.endpoint.wire import check_key
 from compass.errors import (
@@ -59,37 +60,38 @@ class _Patience:
         """True: after stamina's own backoff with jitter; a float: after so many seconds; False: no more."""
         if not isinstance(error, EndpointUnavailableError | EndpointAnswerError):
             return False
-        self.last, asked = error, error.fields.get("retry_after")
+        self.last, after_s = error, error.fields.get("retry_after")
         if self.others > 0:
             self.others -= 1
             return 0.001
-        if asked is None or asked < 0.1:
+        if after_s is None or after_s < 0.1:
             return self.left_s() > 0
-        return asked * random.uniform(1.0, 1.1) if asked < self.left_s() else False
+        return after_s * random.uniform(1.0, 1.1) if after_s < self.left_s() else False
 
 
-class HttpEmbedder:
+class PoolEmbedder:
     """The `Embedder` of one space over one or several endpoints that serve the same model.
 
     Batches go round robin; a batch that failed is tried at the next endpoint. May be used from several event
     loops, each has its own connections.
 
     Args:
-        endpoints: URLs, with or without the trailing `/embed`.
+        endpoints: Each by its URL; none is "builtin".
         config: dims and metric that the rows are checked against; the options that the space sends.
         timeout_s: Of one request, connecting included.
         retry_s: How long one batch is tried again; 0: one attempt per endpoint.
         batch_size: Texts a request at most; the server's limit counts if it is smaller.
         api_key: Sent as `Authorization: Bearer`.
         kind: Which of the space's prompt names is sent.
+        connections: Theirs alone; closed with the embedder.
 
     Raises:
-        InvalidRequestError: an endpoint is not to be called, or the key cannot be a header.
+        InvalidRequestError: there is no endpoint, or the key cannot be a header.
     """
 
     def __init__(
         self,
-        endpoints: Sequence[str],
+        endpoints: Sequence[EndpointUrl],
         config: SpaceConfig,
         *,
         timeout_s: float,
@@ -97,11 +99,12 @@ class HttpEmbedder:
         batch_size: int | None = None,
         api_key: str | None = None,
         kind: Kind,
+        connections: Connections | None = None,
     ) -> None:
         if not endpoints:
-            raise InvalidRequestError("an HttpEmbedder wants at least one endpoint")
+            raise InvalidRequestError("a PoolEmbedder wants at least one endpoint")
         key = check_key(api_key)
-        self._connections = Connections()
+        self._connections = connections or Connections()
         self._endpoints = [open_endpoint(url, config, kind, key, self._connections) for url in endpoints]
         self._next = itertools.cycle(self._endpoints)
         self._config = config
@@ -111,7 +114,7 @@ class HttpEmbedder:
         self._slots: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
     def __repr__(self) -> str:
-        return f"HttpEmbedder({[e.shown for e in self._endpoints]})"
+        return f"PoolEmbedder({[e.shown for e in self._endpoints]})"
 
     @property
     def batch_size(self) -> int:
@@ -126,7 +129,7 @@ class HttpEmbedder:
         inputs it takes, so that the others have the right size.
 
         Raises:
-            EndpointRefusedError: it refuses an input, or one is empty; see `embedders.embed_each`.
+            EndpointRefusedError: it refuses an input, or one is empty; see `isolate.embed_each`.
             EndpointUnavailableError, EndpointAnswerError: it was down, or lied, until `retry_s` was over.
             EndpointForbiddenError: no retry helps: a key, a redirect, no /embed there.
         """
@@ -161,8 +164,8 @@ class HttpEmbedder:
     async def _batch(self, texts: Sequence[str]) -> FloatMatrix:
         """The rows of texts that are meant to be one request; in halves where a server wants fewer."""
         try:
-            async with self._turn():
-                return await self._persist(texts)
+            async with self._request_slots():
+                return await self._retry(texts)
         except TooManyError as refusal:
             if len(texts) == 1:
                 raise EndpointRefusedError(str(refusal), {"status": 413}) from None
@@ -170,7 +173,7 @@ class HttpEmbedder:
         halves = [self._batch(texts[i : i + step]) for i in range(0, len(texts), step)]
         return np.concatenate(await _all(halves))
 
-    async def _persist(self, texts: Sequence[str]) -> FloatMatrix:
+    async def _retry(self, texts: Sequence[str]) -> FloatMatrix:
         """Try until it succeeds, time is up, or no retry can help."""
         patience = _Patience(max(self._retry_s, self._timeout_s), len(self._endpoints) - 1)
         # No pause is longer than a quarter of the whole, so the last one cannot run far past the end.
@@ -207,7 +210,7 @@ class HttpEmbedder:
         known = [size for size in (limit, self._learnt) if size is not None]
         self._learnt = min(known, default=None)
 
-    def _turn(self) -> asyncio.Semaphore:
+    def _request_slots(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
         if loop not in self._slots:
             self._slots = {old: slots for old, slots in self._slots.items() if not old.is_closed()}

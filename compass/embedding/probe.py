@@ -14,7 +14,7 @@ from compass.domain.embedding.aimd import FIRST_BATCH, FIRST_WINDOW
 from compass.domain.embedding.contract import Embedded, Embedder
 from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.rebuild.estimate import Answer, Fault, Probed
-from compass.embedding.open import embed_each
+from compass.embedding.isolate import embed_each
 from compass.errors import CompassError, EndpointUnavailableError
 
 MEASURE_S, MEASURE_DOCS = 3.0, 128  # a measure goes on until it has both, or its time or its texts are over

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import Embedder, ServerInfo
 from compass.domain.embedding.endpoint_stats import EndpointStats
-from compass.domain.embedding.fingerprint import check, served_by
+from compass.domain.embedding.fingerprint import check_model, model_of
 from compass.domain.space import Space
 from compass.errors import EmbeddingError
 
@@ -21,9 +21,16 @@ ADVICE = "its vectors would not fit the stored ones; point the space at an endpo
 class CheckedEmbedder:
     """Asks the server what it is beside the first texts, and again every half minute; costs no time of its own."""
 
-    def __init__(self, embedder: Embedder, space: Space, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        space: Space,
+        clock: Callable[[], float] = time.monotonic,
+        check_timeout_s: float = CHECK_TIMEOUT_S,
+    ) -> None:
         """Check `embedder` against the fingerprint of `space`; `clock` gives seconds that only grow."""
         self._embedder, self._space, self._clock = embedder, space, clock
+        self._check_timeout_s = check_timeout_s
         self._checked_at = float("-inf")
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
@@ -57,10 +64,10 @@ class CheckedEmbedder:
     async def _check(self) -> None:
         """Compare; a server that does not say what it is now is asked again the next time."""
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with asyncio.timeout(self._check_timeout_s):
                 infos = await self._embedder.describe()
         except (EmbeddingError, TimeoutError):
             return
         for info in infos:
-            check(self._space, served_by(info), "the endpoint", ADVICE)
+            check_model(self._space, model_of(info), "the endpoint", ADVICE)
         self._checked_at = self._clock()

@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from compass.domain.chunk import FloatMatrix, FloatVector, IntVector, has_text
 from compass.domain.embedding.contract import Embedder
-from compass.domain.embedding.fingerprint import Examined
+from compass.domain.embedding.fingerprint import ModelCheck
 from compass.domain.memory import UNLIMITED, Room
 from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus, status_of_run
 from compass.domain.search.query import Hit, Query
 from compass.domain.space import BuiltBy, Lag, Space, SpaceStats
-from compass.embedding.open import embed_each
+from compass.embedding.isolate import embed_each
 from compass.errors import CompassError, ConflictError, InsufficientMemoryError
 from compass.index.space_model import SpaceModel
 from compass.index.vector.hnsw import nice_this_thread
@@ -172,7 +172,7 @@ class SpaceIndex:
         await self._ready()
         return await asyncio.to_thread(self._shown_quarantine, after, limit)
 
-    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
+    async def examine(self, endpoints: Sequence[str], api_key_env: str | None = None) -> list[ModelCheck]:
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
         await self._ready()
         return await self._model.examine(self._space, endpoints, api_key_env)

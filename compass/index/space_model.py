@@ -9,9 +9,9 @@ from typing import Any
 
 from compass.domain.chunk import FloatVector
 from compass.domain.embedding.contract import Embedder
-from compass.domain.embedding.fingerprint import Examined, judged
+from compass.domain.embedding.fingerprint import ModelCheck, agreed_model
 from compass.domain.space import BuiltBy, Space
-from compass.embedding.examine import examined
+from compass.embedding.examine import examine_endpoint
 
 
 class SpaceModel:
@@ -41,14 +41,16 @@ class SpaceModel:
             self._embedder = space, self._open_embedder(space)
         return self._embedder[1]
 
-    async def examine(self, space: Space, endpoints: Sequence[str], api_key_env: str | None = None) -> list[Examined]:
+    async def examine(
+        self, space: Space, endpoints: Sequence[str], api_key_env: str | None = None
+    ) -> list[ModelCheck]:
         """What these endpoints say of their model, and how they embed a few of the stored texts."""
         samples = await asyncio.to_thread(self._samples)
         own = space.config.embed_endpoint, space.config.api_key_env
         keys = [api_key_env or (own[1] if url == own[0] else None) for url in endpoints]
         unknown = replace(space, built_by=None)  # it is to say what it is, not to be refused for it
         asked = [unknown.with_config(embed_endpoint=u, api_key_env=k) for u, k in zip(endpoints, keys, strict=True)]
-        return await asyncio.gather(*(examined(self._open_embedder, one, samples) for one in asked))
+        return await asyncio.gather(*(examine_endpoint(self._open_embedder, one, samples) for one in asked))
 
     async def ensure_same_model(self, space: Space, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
         """Return if none of these endpoints turns out to be another model than the one that built the space.
@@ -57,7 +59,7 @@ class SpaceModel:
             FingerprintMismatchError: one does; one that does not answer does not.
         """
         found = await self.examine(space, endpoints, api_key_env)
-        judged(space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
+        agreed_model(space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
 
     def identify_aside(self, space: Space) -> None:
         """Have it recorded who has built the space, before another model can take the place.
@@ -84,7 +86,7 @@ class SpaceModel:
         endpoint = space.config.embed_endpoint
         assert endpoint is not None
         found = await self.examine(space, [endpoint], space.config.api_key_env)
-        built_by = judged(space, found, accept=False, advice="add a space for the new model, and swap")
+        built_by = agreed_model(space, found, accept=False, advice="add a space for the new model, and swap")
         if built_by is not None:
             await self._identified(built_by)
 

@@ -19,7 +19,8 @@ from compass.domain.rebuild.budget import Meter
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.space import SpaceConfig
 from compass.domain.template import BUILTIN_FIELDS
-from compass.embedding.open import embed_each, open_embedder
+from compass.embedding.isolate import embed_each
+from compass.embedding.open import open_embedder
 from compass.errors import ConflictError
 from compass.rebuild.plan import Descriptor
 from compass.storage.objects import Objects, open_objects

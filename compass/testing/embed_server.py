@@ -33,10 +33,9 @@ from compass.embedder.tei import (
     Limits,
     ModelInfo,
     RefusalError,
-    TeiServer,
-    encode_rows,
     too_long,
 )
+from compass.embedder.tei_server import TeiServer, encode_rows
 from compass.embedding.builtin import HashingModel
 
 __all__ = ["EmbedServer", "Options", "Served", "encode_rows", "run", "served"]
@@ -85,7 +84,7 @@ _DEFAULTS: Options = {
 
 
 class EmbedServer:
-    """The server as an ASGI application, `app`; `stats` counts what it was asked.
+    """The server as an ASGI application, `app`; `stats` counts what it was request.
 
     Args:
         model: The name that salts the built-in model.
@@ -125,7 +124,7 @@ class EmbedServer:
         longest = self._set["max_input_length"]
         return ModelInfo(self._model.name, None, "float32", "hashing", self._model.dims, longest)
 
-    async def embed(self, inputs: Sequence[Input], asked: EmbedRequest) -> Computed:
+    async def embed(self, inputs: Sequence[Input], request: EmbedRequest) -> Computed:
         """The built-in model's rows, or what `reply` says.
 
         Raises:
@@ -135,19 +134,19 @@ class EmbedServer:
         if len(texts) < len(inputs):
             raise RefusalError(422, "the built-in model takes texts, no tokens")
         longest, tokens = self._set["max_input_length"], sum(map(_length, texts))
-        if not asked.truncate and (words := max(map(_length, texts))) > longest:
+        if not request.truncate and (words := max(map(_length, texts))) > longest:
             raise too_long(words, longest)
         self._inputs += len(texts)
         await self._wait(len(texts))
         reply = self._set["reply"]
-        said = reply(texts) if reply is not None else None
-        if inspect.isawaitable(said):
-            said = await said
-        if said is not None:
-            raise _RepliedError(said)
-        vectors = await run_in_threadpool(self._model.embed, [self._cut(text, asked) for text in texts])
-        if asked.dimensions is not None:
-            vectors = prepare_vectors(vectors[:, : asked.dimensions], "cosine")
+        answer = reply(texts) if reply is not None else None
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer is not None:
+            raise _RepliedError(answer)
+        vectors = await run_in_threadpool(self._model.embed, [self._cut(text, request) for text in texts])
+        if request.dimensions is not None:
+            vectors = prepare_vectors(vectors[:, : request.dimensions], "cosine")
         return Computed(vectors, tokens)
 
     async def is_healthy(self) -> bool:
@@ -165,12 +164,12 @@ class EmbedServer:
             self._gpu_free_at = max(time.monotonic(), self._gpu_free_at) + count / self._set["docs_per_s"]
             await asyncio.sleep(self._gpu_free_at - time.monotonic())
 
-    def _cut(self, text: str, asked: EmbedRequest) -> str:
+    def _cut(self, text: str, request: EmbedRequest) -> str:
         longest = self._set["max_input_length"]
         if _length(text) <= longest:
             return text
         words = text.split()
-        return " ".join(words[:longest] if asked.truncation_direction.lower() == "right" else words[-longest:])
+        return " ".join(words[:longest] if request.truncation_direction.lower() == "right" else words[-longest:])
 
     async def _stats(self, request: Request) -> Response:
         return JSONResponse(self.stats())

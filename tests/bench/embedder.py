@@ -22,6 +22,7 @@ from typing import Any
 from harness import write
 
 from compass.demo.local import free_port
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedder.model import SentenceModel
 from compass.embedding.fleet.fleet import FleetEmbedder
@@ -54,7 +55,9 @@ def bare(model: SentenceModel, rows: Sequence[str], batch_size: int) -> None:
 
 async def fleet(endpoint: str, dims: int, rows: Sequence[str]) -> None:
     """As a rebuild does it."""
-    embedder = FleetEmbedder([endpoint], SpaceConfig(dims, "m"), timeout_s=120, endpoint_timeout_s=120)
+    embedder = FleetEmbedder(
+        [EndpointUrl.parse(endpoint)], SpaceConfig(dims, "m"), timeout_s=120, endpoint_timeout_s=120
+    )
     try:
         done = await embedder.embed_each(rows)
         if done.refused:

@@ -68,7 +68,7 @@ class Embedded:
     stopped: BudgetSpentError | None = None
 
 
-class Meaning(Enum):
+class Verdict(Enum):
     """What an answer's status says, as far as the client's next step goes."""
 
     ROWS = "rows"  # read the body
@@ -81,7 +81,7 @@ class Meaning(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ErrorBody:
     """What a server wrote beside a status that is not 200."""
 
     reason: str
@@ -125,39 +125,39 @@ class Reply:
     error_type: str | None = None
 
 
-def read_said(body: bytes) -> Said:
+def read_error_body(body: bytes) -> ErrorBody:
     """The reason in an error's body: TEI's, FastAPI's and vLLM's JSON, or the text itself, cut short."""
     try:
         document = json.loads(body)
     except ValueError:
-        return Said(_short(body.decode("utf-8", "replace")))
+        return ErrorBody(_short(body.decode("utf-8", "replace")))
     if not isinstance(document, dict):
-        return Said(_short(str(document)), json=True)
+        return ErrorBody(_short(str(document)), json=True)
     reason = document.get("error", document.get("detail", document.get("message", "")))
     if isinstance(reason, dict) and "message" in reason:  # as OpenAI nests it, and vLLM after it
         reason = reason["message"]
     error_type = document.get("error_type")
-    return Said(_short(str(reason)), True, error_type if isinstance(error_type, str) else None)
+    return ErrorBody(_short(str(reason)), True, error_type if isinstance(error_type, str) else None)
 
 
-def meaning(status: int, said: Said) -> Meaning:
+def classify_answer(status: int, error: ErrorBody) -> Verdict:
     """What a status means, by TEI's table; for other servers the nearest row of it."""
     match status:
         case 200:
-            return Meaning.ROWS
-        case 413 | 422 if "batch size" in said.reason.lower():
-            return Meaning.TOO_MANY
+            return Verdict.ROWS
+        case 413 | 422 if "batch size" in error.reason.lower():
+            return Verdict.TOO_MANY
         case 413:
-            return Meaning.TOO_LARGE
+            return Verdict.TOO_LARGE
         case 400:
-            return Meaning.REFUSED
+            return Verdict.REFUSED
         case 422:  # plain text: the JSON does not fit, whatever the input
-            return Meaning.REFUSED if said.json else Meaning.FORBIDDEN
+            return Verdict.REFUSED if error.json else Verdict.FORBIDDEN
         case 424:
-            return Meaning.BACKEND
+            return Verdict.BACKEND
         case 408 | 425 | 429:
-            return Meaning.BUSY
-    return Meaning.BUSY if status >= 500 else Meaning.FORBIDDEN
+            return Verdict.BUSY
+    return Verdict.BUSY if status >= 500 else Verdict.FORBIDDEN
 
 
 def read_info(status: int, body: bytes) -> ServerInfo:
@@ -182,10 +182,10 @@ def read_info(status: int, body: bytes) -> ServerInfo:
     )
 
 
-def smaller_batch(size: int, said: Said) -> int:
+def smaller_batch(size: int, error: ErrorBody) -> int:
     """The size to go on with after `size` inputs were too many: the limit it named, else half. At least 1."""
-    named = _MAX_BATCH.search(said.reason)
-    limit = int(named[1]) if named else size // 2
+    limit_named = _MAX_BATCH.search(error.reason)
+    limit = int(limit_named[1]) if limit_named else size // 2
     return max(1, min(limit, size - 1))
 
 
@@ -196,8 +196,8 @@ def request_options(config: SpaceConfig, kind: Kind, info: ServerInfo) -> dict[s
     not TEI may refuse members that it does not know, so it gets none that the user has not asked for.
     """
     options: dict[str, Any] = {"truncate": True} if info.tei else {}
-    asked = {"normalize": config.normalize, "truncate": config.truncate, "dimensions": config.dimensions}
-    options |= {name: value for name, value in asked.items() if value is not None}
+    space_options = {"normalize": config.normalize, "truncate": config.truncate, "dimensions": config.dimensions}
+    options |= {name: value for name, value in space_options.items() if value is not None}
     prompt = config.query_prompt_name if kind == "query" else config.document_prompt_name
     if prompt is not None:
         options["prompt_name"] = prompt

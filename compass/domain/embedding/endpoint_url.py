@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import NoReturn
 
@@ -46,25 +47,92 @@ _CARRIERS = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "::/96", "64:ff9b
 _NUMBERS = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}")
 
 
-def check_endpoint(url: str) -> str:
-    """The canonical URL that Compass posts to, ending in `/embed`; or "builtin", or `serve://<application>`.
+@dataclass(frozen=True, slots=True, repr=False)
+class EndpointUrl:
+    """What names an endpoint; made by `parse`, which checks it. Text made of it, by whatever way, holds no secret.
 
-    Args:
-        url: http or https, with or without the trailing `/embed`.
+    Attributes:
+        canonical: What is called and stored, query string included: an http(s) URL that ends in `/embed`,
+            "builtin", or `serve://<application>`. Never shown.
+    """
+
+    canonical: str
+
+    @staticmethod
+    def parse(text: str) -> EndpointUrl:
+        """The endpoint that a text names.
+
+        Args:
+            text: http or https, with or without the trailing `/embed`; "builtin"; or `serve://<application>`.
+
+        Raises:
+            InvalidRequestError: another scheme, credentials in the URL, an address that is not to be called.
+                The message never repeats the query string or the credentials.
+        """
+        if text == BUILTIN:
+            return EndpointUrl(text)
+        if text.startswith(SERVE):
+            if not NAME.fullmatch(text.removeprefix(SERVE)):
+                _refuse(f"after {SERVE} comes the name of an application alone, and it matches {NAME.pattern}")
+            return EndpointUrl(text)
+        return EndpointUrl(_canonical_http(text))
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it is the model of this package."""
+        return self.canonical == BUILTIN
+
+    @property
+    def application(self) -> str | None:
+        """The name of the Serve application, of `serve://` alone."""
+        return self.canonical.removeprefix(SERVE) if self.canonical.startswith(SERVE) else None
+
+    @property
+    def is_http(self) -> bool:
+        """Whether it is called over HTTP."""
+        return not self.is_builtin and self.application is None
+
+    @property
+    def shown(self) -> str:
+        """As errors and logs may show it: without credentials, query string and fragment."""
+        return shown(self.canonical)
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __repr__(self) -> str:
+        return f"EndpointUrl({self.shown!r})"
+
+
+def check_endpoint(text: str) -> str:
+    """The canonical form of what names an endpoint, as records hold it.
 
     Raises:
-        InvalidRequestError: another scheme, credentials in the URL, an address that is not to be called.
-            The message never repeats the query string or the credentials.
+        InvalidRequestError: as `EndpointUrl.parse`.
     """
-    if url == BUILTIN:
-        return url
-    if url.startswith(SERVE):
-        if not NAME.fullmatch(url.removeprefix(SERVE)):
-            _refuse(f"after {SERVE} comes the name of an application alone, and it matches {NAME.pattern}")
-        return url
-    if len(url) > MAX_URL_CHARS or not url.isprintable() or any(c.isspace() or c == "\\" for c in url):
+    return EndpointUrl.parse(text).canonical
+
+
+def shown(text: str) -> str:
+    """A stored endpoint as errors and logs may show it; it is not checked again."""
+    if text == BUILTIN:
+        return text
+    return str(URL(text, encoded=True).with_user(None).with_query(None).with_fragment(None))
+
+
+def why_refused(host: str) -> str | None:
+    """Why this host name or address must not be called, or None; a name is judged by itself, unresolved."""
+    name = host.rstrip(".").lower()
+    if name in _METADATA_NAMES:
+        return "a cloud's metadata service"
+    address = _address(name)
+    return None if address is None else _why_refused_address(address)
+
+
+def _canonical_http(text: str) -> str:
+    if len(text) > MAX_URL_CHARS or not text.isprintable() or any(c.isspace() or c == "\\" for c in text):
         _refuse(f"must be a URL of at most {MAX_URL_CHARS} characters, without spaces, controls and backslashes")
-    parsed = _parse(url)
+    parsed = _parse(text)
     if parsed.scheme not in ("http", "https") or not parsed.host:
         _refuse('must begin with http:// or https:// and name a host, or be "builtin" or serve://<application>')
     if parsed.raw_user is not None or parsed.raw_password is not None:
@@ -77,24 +145,9 @@ def check_endpoint(url: str) -> str:
     return str(parsed.with_path(path, encoded=True).with_query(parsed.query))
 
 
-def shown(url: str) -> str:
-    """The URL as errors and logs may show it: without credentials, query string and fragment."""
-    parsed = URL(url, encoded=True)
-    return str(parsed.with_user(None).with_query(None).with_fragment(None))
-
-
-def why_refused(host: str) -> str | None:
-    """Why this host name or address must not be called, or None; a name is judged by itself, unresolved."""
-    name = host.rstrip(".").lower()
-    if name in _METADATA_NAMES:
-        return "a cloud's metadata service"
-    address = _address(name)
-    return None if address is None else _why_refused_address(address)
-
-
-def _parse(url: str) -> URL:
+def _parse(text: str) -> URL:
     try:
-        parsed = URL(url)
+        parsed = URL(text)
         parsed.port  # noqa: B018  # reading it checks it
     except ValueError:
         parsed = URL()

@@ -2,7 +2,7 @@
 
 A fingerprint is what the endpoint's server says of its model, and what Compass does to a text before it is sent.
 The second half is the space's config, which no rebuild changes; so two fingerprints of one space can differ only
-in what the server says. A server that says nothing is judged by its vectors alone: see `examined`.
+in what the server says. A server that says nothing is judged by its vectors alone: see `ModelCheck.cosine`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """What an endpoint turned out to be.
+class ModelCheck:
+    """What an endpoint says of its model, and whether it embeds as that model does.
 
     Attributes:
         endpoint: Without secrets.
@@ -78,8 +78,8 @@ class Examined:
     error: str | None = None
 
 
-def served_by(info: ServerInfo) -> BuiltBy:
-    """What of a server's word about itself belongs to a fingerprint."""
+def model_of(info: ServerInfo) -> BuiltBy:
+    """What of a server's `/info` belongs to a fingerprint."""
     return BuiltBy(info.model_id, info.model_sha, info.pooling)
 
 
@@ -89,53 +89,54 @@ def agree(one: BuiltBy, other: BuiltBy) -> bool:
     return all(a == b for a, b in pairs if a is not None and b is not None)
 
 
-def check(space: Space, found: BuiltBy, who: str, advice: str) -> None:
-    """Return if a server may serve the model that built the space.
+def check_model(space: Space, model: BuiltBy, who: str, advice: str) -> None:
+    """Compare a server's model with the one that built the space.
 
     Raises:
-        FingerprintMismatchError: it says otherwise; both fingerprints are in the fields.
+        FingerprintMismatchError: it is another one; both fingerprints are in the fields.
     """
     recorded = space.built_by
-    if recorded is None or agree(recorded, found):
+    if recorded is None or agree(recorded, model):
         return
-    wanted, has = asdict(recorded), asdict(found)
-    differ = ", ".join(f"{k} {has[k]!r}, not {wanted[k]!r}" for k in wanted if wanted[k] != has[k])
+    wanted, served = asdict(recorded), asdict(model)
+    differences = ", ".join(f"{k} {served[k]!r}, not {wanted[k]!r}" for k in wanted if wanted[k] != served[k])
     raise FingerprintMismatchError(
-        f"{who} does not serve the model of vector space {space.name!r}: it has {differ}; {advice}",
-        {"space": space.name, **_both(space, found)},
+        f"{who} does not serve the model of vector space {space.name!r}: it has {differences}; {advice}",
+        {"space": space.name, **_fingerprints(space, model)},
     )
 
 
-def judged(space: Space, found: Sequence[Examined], *, accept: bool, advice: str) -> BuiltBy | None:
+def agreed_model(space: Space, checks: Sequence[ModelCheck], *, accept: bool, advice: str) -> BuiltBy | None:
     """What to record as the builder of a space that these endpoints are to serve; None: nothing is known.
 
-    An endpoint that does not answer is judged when it does. `accept`: a server that names its model
+    An endpoint that does not answer is checked when it does. `accept`: a server that names its model
     otherwise is taken, if its vectors agree with the stored ones or none are stored.
 
     Raises:
         FingerprintMismatchError: one is another model than the space's, or than another one of them.
     """
-    for one in found:
-        if one.cosine is not None and one.cosine < SAME_MODEL:
+    for check in checks:
+        if check.cosine is not None and check.cosine < SAME_MODEL:
             raise FingerprintMismatchError(
-                f"{one.endpoint} does not serve the model of vector space {space.name!r}: it embeds stored texts "
-                f"otherwise (cosine {one.cosine:.4f}, wanted {SAME_MODEL}); {advice}",
-                {"space": space.name, "cosine": round(one.cosine, 4), **_both(space, one.served)},
+                f"{check.endpoint} does not serve the model of vector space {space.name!r}: it embeds stored texts "
+                f"otherwise (cosine {check.cosine:.4f}, wanted {SAME_MODEL}); {advice}",
+                {"space": space.name, "cosine": round(check.cosine, 4), **_fingerprints(space, check.served)},
             )
     known = None if accept else space.built_by
-    for one in found:
-        if one.served is not None:
-            known = one.served if known is None else known
-            check(space.built(known), one.served, one.endpoint, advice)
-            known = _completed(known, one.served)
+    for check in checks:
+        if check.served is not None:
+            known = check.served if known is None else known
+            check_model(space.built(known), check.served, check.endpoint, advice)
+            known = _completed(known, check.served)
     return known
 
 
-def _completed(known: BuiltBy, said: BuiltBy) -> BuiltBy:
-    """What is known of a model after another server of it has said something."""
-    return BuiltBy(*(a if a is not None else b for a, b in zip(astuple(known), astuple(said), strict=True)))
+def _completed(known: BuiltBy, other: BuiltBy) -> BuiltBy:
+    """What is known of a model, completed by what another server of it says."""
+    return BuiltBy(*(a if a is not None else b for a, b in zip(astuple(known), astuple(other), strict=True)))
 
 
-def _both(space: Space, found: BuiltBy | None) -> Mapping[str, Any]:
-    named = {"recorded": space.built_by, "found": found}
-    return {k: Fingerprint.of(space.config, v).to_json() for k, v in named.items() if v is not None}
+def _fingerprints(space: Space, served: BuiltBy | None) -> Mapping[str, Any]:
+    """The fields of an error: the fingerprint of the space and of the server, where known."""
+    builders = {"recorded": space.built_by, "found": served}
+    return {k: Fingerprint.of(space.config, v).to_json() for k, v in builders.items() if v is not None}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding.contract import Kind, Meaning, Said, ServerInfo, meaning, smaller_batch
+from compass.domain.embedding.contract import ErrorBody, Kind, ServerInfo, Verdict, classify_answer, smaller_batch
 from compass.domain.embedding.endpoint_stats import EndpointStats
-from compass.domain.embedding.endpoint_url import shown
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.rebuild.budget import Meter, guessed_tokens, most_tokens
 from compass.domain.space import SpaceConfig, prepare_vectors, why_unfit
 from compass.errors import (
@@ -37,12 +37,12 @@ class TooManyError(Exception):
 
 
 @dataclass(slots=True)
-class Ask:
+class PendingRequest:
     """One request for rows, on its way.
 
     Attributes:
         info: What is known of the server.
-        arrived: Called when the server is through with the rows and they have yet to be read.
+        on_received: Called when the server is through with the rows and they have yet to be read.
         cost_tokens: What it has to be paid for: without an answer, all that it may have cost.
         tokens: As the server counted them; 0 if it does not.
     """
@@ -50,7 +50,7 @@ class Ask:
     texts: Sequence[str]
     timeout_s: float
     info: ServerInfo
-    arrived: Callable[[], None] | None
+    on_received: Callable[[], None] | None
     cost_tokens: int = 0
     tokens: int = 0
 
@@ -60,13 +60,13 @@ class Endpoint:
     """One server. `info` is None until it has said, in some way, what it is.
 
     Attributes:
-        url: Canonical; never shown.
+        url: Where it is.
         meter: Asked before each request that embeds; None: nobody counts what it costs.
         docs: Texts answered, since the first was asked for.
         tokens: Of those, as the server counted them.
     """
 
-    url: str = field(repr=False)
+    url: EndpointUrl
     config: SpaceConfig
     kind: Kind
     info: ServerInfo | None = field(default=None, kw_only=True)
@@ -81,14 +81,14 @@ class Endpoint:
     @property
     def shown(self) -> str:
         """The URL without its secrets."""
-        return shown(self.url)
+        return self.url.shown
 
     async def embed(
-        self, texts: Sequence[str], timeout_s: float, arrived: Callable[[], None] | None = None
+        self, texts: Sequence[str], timeout_s: float, on_received: Callable[[], None] | None = None
     ) -> FloatMatrix:
         """The rows of texts that are one request: float32, shape (n, dims), checked, normalised for cosine.
 
-        `arrived` is called when the server is through with its rows and they have yet to be read.
+        `on_received` is called when the server is through with its rows and they have yet to be read.
 
         Raises:
             TooManyError: it wants fewer inputs, or bytes.
@@ -100,27 +100,27 @@ class Endpoint:
             BudgetSpentError: nothing was sent: it might cost more than is left.
         """
         info = self.info or await self.describe(timeout_s)
-        held = 0 if self.meter is None else await self.meter.reserve(most_tokens(texts))
-        ask = Ask(texts, timeout_s, info, arrived, held)
+        reserved = 0 if self.meter is None else await self.meter.reserve(most_tokens(texts))
+        pending = PendingRequest(texts, timeout_s, info, on_received, reserved)
         try:
-            with self._asked(len(texts)):
-                rows = await self._exchange(ask)
-                self.tokens += ask.tokens
+            with self._counted(len(texts)):
+                rows = await self._exchange(pending)
+                self.tokens += pending.tokens
                 return rows
         finally:
             if self.meter is not None:
-                self.meter.settle(held, ask.cost_tokens)
+                self.meter.settle(reserved, pending.cost_tokens)
 
-    async def _exchange(self, ask: Ask) -> FloatMatrix:
-        """Send the texts, read the rows; says in `ask` what that has cost."""
+    async def _exchange(self, pending: PendingRequest) -> FloatMatrix:
+        """Send the texts, read the rows; notes in `pending` what that has cost."""
         raise NotImplementedError
 
-    async def _arrived(self, ask: Ask, tokens: int) -> None:
+    async def _received(self, pending: PendingRequest, tokens: int) -> None:
         """Take note of a good answer, before its rows are read. `tokens`: 0 if the server does not count."""
-        ask.tokens = tokens
-        ask.cost_tokens = tokens or math.ceil(guessed_tokens(sum(map(len, ask.texts))))
-        if ask.arrived is not None:
-            ask.arrived()
+        pending.tokens = tokens
+        pending.cost_tokens = tokens or math.ceil(guessed_tokens(sum(map(len, pending.texts))))
+        if pending.on_received is not None:
+            pending.on_received()
             for _ in range(TURNS_TO_SEND):  # what it has set off is sent before these rows take their time
                 await asyncio.sleep(0)
 
@@ -146,7 +146,7 @@ class Endpoint:
         )
 
     @contextmanager
-    def _asked(self, count: int) -> Iterator[None]:
+    def _counted(self, count: int) -> Iterator[None]:
         """Keep count of a request for `count` texts, and of how it ends."""
         self._asked_at = self._asked_at or time.monotonic()
         self.in_flight += 1
@@ -159,24 +159,26 @@ class Endpoint:
         finally:
             self.in_flight -= 1
 
-    def _failure(self, status: int, said: Said, count: int, after_s: float | None, advice: str | None) -> Exception:
+    def _error_of(
+        self, status: int, body: ErrorBody, count: int, after_s: float | None = None, advice: str | None = None
+    ) -> Exception:
         """The error that an answer other than 200, to a request for `count` texts, stands for."""
-        detail = f"{self.shown} answered {status}{': ' + said.reason if said.reason else ''}"
+        detail = f"{self.shown} answered {status}{': ' + body.reason if body.reason else ''}"
         fields: dict[str, Any] = {"endpoint": self.shown, "status": status}
-        match meaning(status, said):
-            case Meaning.TOO_MANY:
-                return TooManyError(detail, smaller_batch(count, said))
-            case Meaning.TOO_LARGE:
+        match classify_answer(status, body):
+            case Verdict.TOO_MANY:
+                return TooManyError(detail, smaller_batch(count, body))
+            case Verdict.TOO_LARGE:
                 return TooManyError(detail, None)
-            case Meaning.REFUSED:
+            case Verdict.REFUSED:
                 return EndpointRefusedError(detail, fields)
-            case Meaning.BACKEND | Meaning.BUSY:
+            case Verdict.BACKEND | Verdict.BUSY:
                 if after_s is not None:
                     fields["retry_after"] = after_s
                 return EndpointUnavailableError(detail, fields)
         return EndpointForbiddenError(f"{detail} ({advice})" if advice else detail, fields)
 
-    def _fit(self, rows: FloatMatrix | None, count: int, reason: str | None = None) -> FloatMatrix:
+    def _checked_rows(self, rows: FloatMatrix | None, count: int, reason: str | None = None) -> FloatMatrix:
         """Rows that are vectors of the space, as it wants them; or None, and the reason why there are none.
 
         Raises:

@@ -7,25 +7,23 @@ the endpoint without its query string, gives the server's own reason, and never 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
 
 import aiohttp
 import simdjson
 from yarl import URL
 
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding.contract import ServerInfo, read_info, read_said, request_options, retry_after_s
-from compass.embedding.endpoint.base import INFO_TIMEOUT_S, Ask, Endpoint
-from compass.embedding.endpoint.resolver import CheckedResolver
+from compass.domain.embedding.contract import ServerInfo, read_error_body, read_info, request_options, retry_after_s
+from compass.domain.embedding.endpoint_url import EndpointUrl
+from compass.embedding.endpoint.base import INFO_TIMEOUT_S, Endpoint, PendingRequest
+from compass.embedding.endpoint.connections import Connections
 from compass.embedding.endpoint.wire import decode_rows, encode_request, read_body, secrets_of, transport_reason
 from compass.errors import CompassError, EndpointUnavailableError
 
-READ_BUFFER_BYTES = 2 << 20
 INFO_BYTES = 1 << 20
 NUMBER_BYTES = 64  # of JSON for one number, spaces included; a longer answer is not the answer
 
@@ -44,58 +42,9 @@ class _Answer:
     body: bytes
 
 
-class Connections:
-    """The connections of an embedder: a session for each event loop that uses it."""
-
-    def __init__(self) -> None:
-        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
-        _open.add(self)
-
-    def session(self) -> aiohttp.ClientSession:
-        """The session of the running loop."""
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None:
-            self._sessions = {old: kept for old, kept in self._sessions.items() if not old.is_closed()}
-            session = self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=CheckedResolver(), limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(),
-                trust_env=False,
-                read_bufsize=READ_BUFFER_BYTES,
-            )
-        return session
-
-    async def close(self) -> None:
-        """Close the sessions of every event loop that still runs."""
-        here, sessions = asyncio.get_running_loop(), self._sessions
-        self._sessions = {}
-        for loop, session in sessions.items():
-            if loop is here:
-                await session.close()
-            elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
-
-    def abandon(self) -> None:
-        """Let go at the end of the process, when no loop runs any more; the system closes the sockets."""
-        for session in self._sessions.values():
-            session.detach()
-        self._sessions.clear()
-
-
-_open: WeakSet[Connections] = WeakSet()
-
-
-@atexit.register
-def _abandon_all() -> None:
-    """A process that Ray ends does not close its embedders; aiohttp would print a complaint for each."""
-    for connections in list(_open):
-        connections.abandon()
-
-
 @dataclass(slots=True, eq=False)
-class EndpointClient(Endpoint):
-    """One server over HTTP; its `url` ends in `/embed`.
+class HttpEndpoint(Endpoint):
+    """One server over HTTP.
 
     Attributes:
         key: Sent as `Authorization: Bearer`.
@@ -109,23 +58,23 @@ class EndpointClient(Endpoint):
     def __post_init__(self) -> None:
         self._secrets = secrets_of(self.url, self.key)
 
-    async def _exchange(self, ask: Ask) -> FloatMatrix:
-        count = len(ask.texts)
-        body = encode_request({"inputs": ask.texts, **request_options(self.config, self.kind, ask.info)})
+    async def _exchange(self, pending: PendingRequest) -> FloatMatrix:
+        count = len(pending.texts)
+        body = encode_request({"inputs": pending.texts, **request_options(self.config, self.kind, pending.info)})
         limit = count * self.config.dims * NUMBER_BYTES + INFO_BYTES
         try:
-            answer = await self._request(self.url, ask.timeout_s, limit, body)
+            answer = await self._request(self.url.canonical, pending.timeout_s, limit, body)
         except EndpointUnavailableError as error:
             if error.fields.get("unreachable"):
-                ask.cost_tokens = 0
+                pending.cost_tokens = 0
             raise
         if answer.status != 200:
-            ask.cost_tokens = 0
-            raise self._read_failure(answer, count)
-        counted = answer.headers.get("x-compute-tokens", "")
-        await self._arrived(ask, int(counted) if counted.isascii() and counted.isdigit() else 0)
-        decoded, reason = decode_rows(self._parser, answer.body, count, self.config.dims)
-        return self._fit(decoded, count, reason)
+            pending.cost_tokens = 0
+            raise self._error_of_answer(answer, count)
+        tokens = answer.headers.get("x-compute-tokens", "")
+        await self._received(pending, int(tokens) if tokens.isascii() and tokens.isdigit() else 0)
+        rows, reason = decode_rows(self._parser, answer.body, count, self.config.dims)
+        return self._checked_rows(rows, count, reason)
 
     async def describe(self, timeout_s: float = INFO_TIMEOUT_S) -> ServerInfo:
         """Ask `/info`. Only a server that is not up leaves the question open.
@@ -136,17 +85,15 @@ class EndpointClient(Endpoint):
         Raises:
             EndpointUnavailableError: it is not up.
         """
-        head, mark, query = self.url.partition("?")
-        url = head.removesuffix("/embed") + "/info" + mark + query
-        with self._asked(0):
-            answer = await self._request(url, min(timeout_s, INFO_TIMEOUT_S), INFO_BYTES)
+        with self._counted(0):
+            answer = await self._request(_info_url(self.url), min(timeout_s, INFO_TIMEOUT_S), INFO_BYTES)
             if answer.status in (429, 502, 503, 504):
                 detail = f"{self.shown} is not up: its /info answered {answer.status}"
                 raise EndpointUnavailableError(detail, {"endpoint": self.shown, "status": answer.status})
         self.info = read_info(answer.status, answer.body)
         return self.info
 
-    def _read_failure(self, answer: _Answer, count: int) -> Exception:
+    def _error_of_answer(self, answer: _Answer, count: int) -> Exception:
         """The error that an answer other than 200 stands for."""
         body = answer.body
         for secret in self._secrets:
@@ -154,7 +101,7 @@ class EndpointClient(Endpoint):
         after_s = retry_after_s(answer.headers.get("Retry-After"), time.time())
         redirect = "redirects are not followed, give the final URL" if 300 <= answer.status < 400 else None
         advice = _ADVICE.get(answer.status, redirect)
-        return self._failure(answer.status, read_said(body), count, after_s, advice)
+        return self._error_of(answer.status, read_error_body(body), count, after_s, advice)
 
     async def _request(self, url: str, timeout_s: float, limit: int, body: bytes | None = None) -> _Answer:
         """One request, never redirected. No error of aiohttp's leaves here: they hold headers and URLs."""
@@ -163,7 +110,7 @@ class EndpointClient(Endpoint):
             headers["Content-Type"] = "application/json"
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
-        ask = self.connections.session().request(
+        exchange = self.connections.session().request(
             "GET" if body is None else "POST",
             URL(url, encoded=True),
             data=body,
@@ -174,7 +121,7 @@ class EndpointClient(Endpoint):
         kind: type[CompassError] = EndpointUnavailableError
         fields: dict[str, Any] = {"endpoint": self.shown}
         try:
-            async with asyncio.timeout(timeout_s), ask as response:
+            async with asyncio.timeout(timeout_s), exchange as response:
                 return _Answer(response.status, response.headers, await read_body(response, limit))
         except CompassError as error:  # the resolver's, or a body without end
             kind, fault = type(error), error.detail
@@ -185,3 +132,8 @@ class EndpointClient(Endpoint):
             if isinstance(error, aiohttp.ClientConnectorError):
                 fields["unreachable"] = True
         raise kind(f"{self.shown}: {fault}", fields)
+
+
+def _info_url(url: EndpointUrl) -> str:
+    head, mark, query = url.canonical.partition("?")
+    return head.removesuffix("/embed") + "/info" + mark + query

@@ -23,9 +23,9 @@ class CheckedResolver(ThreadedResolver):
             EndpointForbiddenError: one of them is not to be called.
             OSError: the name does not resolve.
         """
-        found = await super().resolve(host, port, family)
-        for one in found:
-            reason = why_refused(one["host"])
+        addresses = await super().resolve(host, port, family)
+        for address in addresses:
+            reason = why_refused(address["host"])
             if reason is not None:
-                raise EndpointForbiddenError(f"{host} resolves to {one['host']}, {reason}; it is not called")
-        return found
+                raise EndpointForbiddenError(f"{host} resolves to {address['host']}, {reason}; it is not called")
+        return addresses

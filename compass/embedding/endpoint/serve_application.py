@@ -22,7 +22,7 @@ class ServeApplication:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handle: Any = None
-        self._finding = threading.Lock()
+        self._looking_up = threading.Lock()
 
     async def call(self, method: str, *arguments: Any, timeout_s: float) -> Any:
         """What a method of one of its replicas returns.
@@ -36,7 +36,7 @@ class ServeApplication:
         try:
             async with asyncio.timeout(timeout_s):
                 # Held until the answer is there: with the last handle its router goes, and who waits in it for ever.
-                handle = self._handle or await asyncio.to_thread(self._found)
+                handle = self._handle or await asyncio.to_thread(self._shared_handle)
                 return await handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
             self._forget(handle)
@@ -54,11 +54,11 @@ class ServeApplication:
                 self._forget(handle)
             raise failure from None
 
-    def _found(self) -> Any:
-        """The handle, looked for once by however many callers: each has a router with connections of its own."""
-        with self._finding:
+    def _shared_handle(self) -> Any:
+        """The handle, looked up once by however many callers: each has a router with connections of its own."""
+        with self._looking_up:
             if self._handle is None:
-                self._handle = self._find()
+                self._handle = self._look_up()
             return self._handle
 
     def _forget(self, handle: Any) -> None:
@@ -66,7 +66,7 @@ class ServeApplication:
         if self._handle is handle:
             self._handle = None
 
-    def _find(self) -> Any:
+    def _look_up(self) -> Any:
         import ray
 
         if not ray.is_initialized():  # Serve would start a cluster of its own to look for it
@@ -98,7 +98,7 @@ class ServeApplication:
 
 
 @lru_cache(maxsize=64)
-def application(name: str) -> ServeApplication:
+def shared_application(name: str) -> ServeApplication:
     """The application of this name: one for the process, because a handle holds a router with threads of its own."""
     return ServeApplication(name)
 

@@ -13,6 +13,7 @@ import simdjson
 from yarl import URL
 
 from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.errors import EndpointAnswerError, EndpointRefusedError, InvalidRequestError
 
 SECRET_CHARS = 8  # a shorter value in a query string is no secret, and may be part of any message
@@ -26,12 +27,12 @@ def decode_rows(parser: Any, body: bytes, count: int, dims: int) -> tuple[FloatM
     try:
         document = parser.parse(body)
         if not isinstance(document, simdjson.Array):
-            return None, f"expected a list of {count} rows, got {_kind(document)}"
+            return None, f"expected a list of {count} rows, got {_json_type(document)}"
         if len(document) != count:
             return None, f"expected {count} rows, got {len(document)}"
         wrong = next((row for row in document if not isinstance(row, simdjson.Array) or len(row) != dims), None)
         if wrong is not None:
-            got = f"{len(wrong)} dims" if isinstance(wrong, simdjson.Array) else _kind(wrong)
+            got = f"{len(wrong)} dims" if isinstance(wrong, simdjson.Array) else _json_type(wrong)
             return None, f"expected {dims} dims, got {got}"
         if np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")) != count + 1:  # bytes.count is 5 times slower
             return None, "expected rows of numbers, got deeper lists"
@@ -83,10 +84,6 @@ def transport_reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _kind(value: Any) -> str:
-    return {simdjson.Object: "an object", simdjson.Array: "a list", type(None): "null"}.get(type(value), "a scalar")
-
-
 def check_key(key: str | None) -> str | None:
     """Return `key` if a header can carry it.
 
@@ -103,9 +100,13 @@ def _refuse_key() -> NoReturn:
     raise InvalidRequestError("the endpoint's API key is empty, or holds what a header cannot carry")
 
 
-def secrets_of(url: str, key: str | None) -> tuple[bytes, ...]:
+def secrets_of(url: EndpointUrl, key: str | None) -> tuple[bytes, ...]:
     """The key and the query string's values, as they are and as JSON spells them."""
-    parsed = URL(url, encoded=True)
+    parsed = URL(url.canonical, encoded=True)
     values = [parsed.raw_query_string, *parsed.query.values()]
     secrets = [*([key] if key else []), *(value for value in values if len(value) >= SECRET_CHARS)]
-    return tuple({spelt.encode() for s in secrets for spelt in (s, json.dumps(s)[1:-1])})
+    return tuple({spelling.encode() for s in secrets for spelling in (s, json.dumps(s)[1:-1])})
+
+
+def _json_type(value: Any) -> str:
+    return {simdjson.Object: "an object", simdjson.Array: "a list", type(None): "null"}.get(type(value), "a scalar")

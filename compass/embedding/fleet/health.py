@@ -1,10 +1,9 @@
-"""Which endpoints of a fleet may be given work: who rests, who is away, and who is turned away for good."""
+"""Which endpoints of a fleet may be given work: who rests, who is down, and who is excluded for good."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -14,17 +13,17 @@ from compass.embedding.endpoint.base import TooManyError
 from compass.embedding.fleet.member import Member
 from compass.errors import EmbeddingError, EndpointAnswerError, EndpointForbiddenError, EndpointRefusedError
 
-STRIKES = 3  # failures in a row after which an endpoint is put aside; a refused connection is enough by itself
+MAX_FAILURES = 3  # failures in a row after which an endpoint counts as down; a refused connection is enough by itself
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two questions to an endpoint that is down
 FIRST_REST_S, LONGEST_REST_S = 0.02, 5.0  # after 429 without a Retry-After
-LIES = 3  # answers to a harmless text, since it was put aside, that were no vectors: it does not serve this space
+MAX_BAD_ANSWERS = 3  # no vectors for a harmless text, since it went down: it does not serve this space
 
 
 class FleetHealth:
     """Moves the members of a fleet between their states.
 
     Attributes:
-        good_at: When somebody gave a good answer, or work came after a time without any; monotonic.
+        good_at: When somebody gave a good answer, or work came after a time without any; on the clock.
     """
 
     def __init__(
@@ -35,6 +34,7 @@ class FleetHealth:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         has_room: Callable[[], None],
         lost: Callable[[EmbeddingError], None],
+        clock: Callable[[], float],
     ) -> None:
         """Watch over `members`.
 
@@ -44,19 +44,20 @@ class FleetHealth:
             batch_size: Texts a request at most, whatever a member says of itself.
             spawn: Runs something in the background.
             has_room: Called when a member may be given work again.
-            lost: Called when the last member was turned away.
+            lost: Called when the last member was excluded.
+            clock: Gives seconds that only grow.
         """
         self.good_at = 0.0
         self._members, self._timeout_s, self._wanted = members, timeout_s, batch_size
-        self._spawn, self._has_room, self._lost = spawn, has_room, lost
+        self._spawn, self._has_room, self._lost, self._clock = spawn, has_room, lost, clock
 
-    def meet(self) -> None:
+    def probe_new(self) -> None:
         """Ask those that nobody has asked yet what they are; until then they are given nothing."""
         for member in self._members:
             if member.state == "new":
-                self.put_aside(member, 0.0)
+                self.mark_down(member, 0.0)
 
-    async def control(self, member: Member) -> EmbeddingError | None:
+    async def control_error(self, member: Member) -> EmbeddingError | None:
         """What is wrong with the answer to a text that no model has a reason to refuse; None: nothing."""
         try:
             await member.client.embed([CONTROL_TEXT], self._timeout_s)
@@ -64,14 +65,14 @@ class FleetHealth:
             return error
         except TooManyError as error:
             return EndpointRefusedError(str(error))
-        member.strikes = 0
+        member.failures = 0
         return None
 
-    def strike(self, member: Member) -> None:
-        """Count a failure; after some in a row it is put aside."""
-        member.strikes += 1
-        if member.strikes >= STRIKES and member.state in ("up", "paused"):
-            self.put_aside(member)
+    def record_failure(self, member: Member) -> None:
+        """Count a failure; after some in a row it counts as down."""
+        member.failures += 1
+        if member.failures >= MAX_FAILURES and member.state in ("up", "paused"):
+            self.mark_down(member)
 
     def overloaded(self, member: Member, after_s: float | None) -> None:
         """It answered 429, and perhaps when to come back: rest, the longer the more often it does."""
@@ -98,43 +99,43 @@ class FleetHealth:
             member.state = "up"
             self._has_room()
 
-    def put_aside(self, member: Member, pause_s: float = FIRST_PAUSE_S) -> None:
+    def mark_down(self, member: Member, pause_s: float = FIRST_PAUSE_S) -> None:
         """Give it nothing until it has given a good answer to a harmless text."""
         if member.state in ("down", "refused"):
             return
         member.state = "down" if pause_s else "new"
         self._spawn(self._probe(member, pause_s))
 
-    def refuse_new(self, member: Member, error: EmbeddingError) -> None:
+    def exclude(self, member: Member, error: EmbeddingError) -> None:
         """Never ask it again; without any other, the work fails with its error."""
         member.state, member.why = "refused", error
         if all(m.state == "refused" for m in self._members):
             self._lost(error)
 
     async def _probe(self, member: Member, pause_s: float) -> None:
-        lies = 0
+        bad_answers = 0
         while member.state != "refused":
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             try:
                 if not member.client.docs:
-                    await self._ask_what_it_is(member)
+                    await self._learn_batch_size(member)
                 if pause_s:
                     await member.client.embed([CONTROL_TEXT], self._timeout_s)
             except (EndpointForbiddenError, EndpointRefusedError) as error:
-                self.refuse_new(member, error)
+                self.exclude(member, error)
             except (EmbeddingError, TooManyError) as error:
                 member.state = "down"
-                if isinstance(error, EndpointAnswerError) and (lies := lies + 1) >= LIES:
-                    self.refuse_new(member, error)
+                if isinstance(error, EndpointAnswerError) and (bad_answers := bad_answers + 1) >= MAX_BAD_ANSWERS:
+                    self.exclude(member, error)
                 pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             else:
-                member.state, member.strikes = "up", 0
+                member.state, member.failures = "up", 0
                 member.window.restart()
                 if pause_s:
-                    self.good_at = time.monotonic()
+                    self.good_at = self._clock()
                 self._has_room()
                 return
 
-    async def _ask_what_it_is(self, member: Member) -> None:
+    async def _learn_batch_size(self, member: Member) -> None:
         info = await member.client.describe(self._timeout_s)
         member.batch = BatchSize.of(self._wanted, info.max_batch)

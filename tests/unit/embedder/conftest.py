@@ -46,7 +46,7 @@ class FakeModel:
         self.batches.append(list(texts))
         self.sides.append(side)
         self.started.set()
-        self.gate.wait(10)
+        self.gate.wait(60)
         if self.broken or any("poison" in text for text in texts):
             raise RuntimeError("device-side assert")
         rows = self._words.embed([prompt + text for text in texts]) * LENGTH

@@ -35,7 +35,7 @@ def test_arguments_may_be_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "detail"),
     [
         ({}, "model: Field required"),
         ({"model": "m", "modle": "n"}, "modle: Extra inputs are not permitted"),
@@ -43,9 +43,9 @@ def test_arguments_may_be_text() -> None:
         ({"model": "m", "api_key": "secret"}, "api_key: Extra inputs are not permitted"),
     ],
 )
-def test_an_argument_that_does_not_fit_is_named(args: dict[str, Any], said: str) -> None:
+def test_an_argument_that_does_not_fit_is_named(args: dict[str, Any], detail: str) -> None:
     """Before anything is deployed; its value is not repeated, because it may be a key."""
-    with pytest.raises(InvalidRequestError, match=said) as caught:
+    with pytest.raises(InvalidRequestError, match=detail) as caught:
         build(args)
     assert "secret" not in caught.value.detail
 

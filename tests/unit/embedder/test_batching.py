@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass.domain.chunk import FloatMatrix
@@ -24,6 +24,7 @@ def _waiting(tokens: list[int], treatments: list[Treatment] | None = None) -> li
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=30),
     st.integers(1, 200),
@@ -61,7 +62,7 @@ async def test_requests_that_wait_share_a_batch(fake: Any) -> None:
     pool = Pool(fake.encode, 8, 1_000)
     fake.gate.clear()
     first = asyncio.create_task(_ask(pool, "a"))
-    await asyncio.to_thread(fake.started.wait, 5)
+    assert await asyncio.to_thread(fake.started.wait, 60)
     others = [asyncio.create_task(_ask(pool, *texts)) for texts in (["b", "c"], ["d"], ["e", "f", "g"])]
     await asyncio.sleep(0)  # each has put its texts into the pool
     fake.gate.set()
@@ -118,7 +119,7 @@ async def test_a_request_that_nobody_waits_for_is_not_embedded(fake: Any) -> Non
     pool = Pool(fake.encode, 8, 1_000)
     fake.gate.clear()
     first = asyncio.create_task(_ask(pool, "a"))
-    await asyncio.to_thread(fake.started.wait, 5)
+    assert await asyncio.to_thread(fake.started.wait, 60)
     gone, other = asyncio.create_task(_ask(pool, "gone")), asyncio.create_task(_ask(pool, "b"))
     await asyncio.sleep(0)
     gone.cancel()

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from starlette.applications import Starlette
 
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedder import http_server
 from compass.embedder.backend import open_server
 from compass.embedder.config import EmbedderConfig
+from compass.embedding.pool import PoolEmbedder
 
 KEY = "a-key-of-the-embedder"
 TEXTS = ["A man is eating food.", "Rotate a log file when it grows too large."]
@@ -62,10 +64,8 @@ def test_chromas_embedding_function(url: str, original: Any) -> None:
 
 async def test_compasss_own_client(url: str, original: Any) -> None:
     """It takes the embedder for TEI, by its `/info`, and has what is too long cut."""
-    from compass.embedding.pool import HttpEmbedder
-
     config = SpaceConfig(384, "minilm")
-    embedder = HttpEmbedder([url], config, timeout_s=20, retry_s=0, api_key=KEY, kind="document")
+    embedder = PoolEmbedder([EndpointUrl.parse(url)], config, timeout_s=60, retry_s=0, api_key=KEY, kind="document")
     rows = await embedder.embed([*TEXTS, "long " * 300])
     np.testing.assert_allclose(rows[:2], original, atol=1e-5)
     (info,) = await embedder.describe()

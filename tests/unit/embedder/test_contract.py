@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from starlette.applications import Starlette
 
 from compass.domain.embedding.contract import Reply
 from compass.embedder.backend import SentenceBackend
-from compass.embedder.tei import Limits, TeiServer
+from compass.embedder.tei import Limits
+from compass.embedder.tei_server import TeiServer
 from compass.errors import InvalidRequestError
 
 # What TEI 1.9's document says of these three bodies, as JSON Schema.
@@ -206,7 +207,7 @@ async def test_each_input_takes_a_permit(http: httpx.AsyncClient, fake: Any) -> 
     """429 at once, never queued, where the inputs at work would pass the permits; they come back."""
     fake.gate.clear()
     first = asyncio.create_task(http.post("/embed", json={"inputs": ["a"] * 4}))
-    await asyncio.to_thread(fake.started.wait, 5)
+    assert await asyncio.to_thread(fake.started.wait, 60)
     over = await http.post("/embed", json={"inputs": ["a"] * 3})
     assert (over.status_code, over.json()) == (429, {"error": "Model is overloaded", "error_type": "Overloaded"})
     fitting = asyncio.create_task(http.post("/embed", json={"inputs": ["a"] * 2}))

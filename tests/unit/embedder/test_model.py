@@ -45,8 +45,8 @@ def original(minilm: str) -> Any:
 
 
 async def _embed(backend: SentenceBackend, *texts: str, **options: Any) -> Any:
-    asked = EmbedRequest(list(texts), **{"truncate": True, **options})
-    return (await backend.embed(texts, asked)).rows
+    request = EmbedRequest(list(texts), **{"truncate": True, **options})
+    return (await backend.embed(texts, request)).rows
 
 
 def test_what_it_is(model: SentenceModel, minilm: str) -> None:

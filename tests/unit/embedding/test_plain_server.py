@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +15,12 @@ from fastapi import FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from compass.domain.embedding.contract import Embedder
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.embedding.fleet.fleet import FleetEmbedder
-from compass.embedding.open import embed_each
-from compass.embedding.pool import HttpEmbedder
+from compass.embedding.isolate import embed_each
+from compass.embedding.pool import PoolEmbedder
 
 DIMS, MOST, LONGEST = 8, 20, 60
 CONFIG = SpaceConfig(DIMS, "m")
@@ -37,12 +39,12 @@ class PlainServer(uvicorn.Server):
 
     def __init__(self) -> None:
         app = FastAPI()
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.sent: list[str] = []
 
         @app.middleware("http")
         async def note(request: Request, call_next: Any) -> Any:
-            self.asked.append(f"{request.method} {request.url.path}")
+            self.requests.append(f"{request.method} {request.url.path}")
             return await call_next(request)
 
         @app.post("/models/mine/embed")
@@ -50,7 +52,8 @@ class PlainServer(uvicorn.Server):
             if max(map(len, body.inputs)) > LONGEST:
                 raise HTTPException(422, "a text is too long")
             self.sent.extend(body.inputs)
-            return MODEL.embed(body.inputs).tolist()
+            rows: list[list[float]] = MODEL.embed(body.inputs).tolist()
+            return rows
 
         super().__init__(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
 
@@ -65,20 +68,22 @@ def plain() -> Iterator[PlainServer]:
     server = PlainServer()
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    deadline = time.monotonic() + 60
     while not server.started:
         assert thread.is_alive()
-        threading.Event().wait(0.01)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     yield server
     server.should_exit = server.force_exit = True
     thread.join(10)
 
 
 def _rebuilds(url: str) -> Embedder:
-    return FleetEmbedder([url], CONFIG, timeout_s=5.0, endpoint_timeout_s=10.0)
+    return FleetEmbedder([EndpointUrl.parse(url)], CONFIG, timeout_s=60.0, endpoint_timeout_s=60.0)
 
 
 def _follows(url: str) -> Embedder:
-    return HttpEmbedder([url], CONFIG, timeout_s=5.0, retry_s=5.0, kind="document")
+    return PoolEmbedder([EndpointUrl.parse(url)], CONFIG, timeout_s=60.0, retry_s=60.0, kind="document")
 
 
 @pytest.mark.parametrize("opened", [_rebuilds, _follows])
@@ -90,7 +95,7 @@ async def test_a_server_that_knows_inputs_alone_is_enough(
     texts[70] = "a word too many " * 9
     embedder = opened(plain.url)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             done = await embed_each(embedder, texts)
     finally:
         await embedder.close()
@@ -99,4 +104,4 @@ async def test_a_server_that_knows_inputs_alone_is_enough(
     assert done.rows == [i for i in range(150) if i != 70]
     np.testing.assert_allclose(done.vectors, MODEL.embed([texts[i] for i in done.rows]), atol=1e-6)
     assert set(texts) - {texts[70]} <= set(plain.sent)
-    assert set(plain.asked) == {"GET /models/mine/info", "POST /models/mine/embed"}
+    assert set(plain.requests) == {"GET /models/mine/info", "POST /models/mine/embed"}

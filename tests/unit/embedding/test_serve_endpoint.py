@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from compass.domain.embedding.contract import Reply
+from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
-from compass.embedder.tei import Limits, RefusalError, TeiServer
+from compass.embedder.tei import Limits, RefusalError
+from compass.embedder.tei_server import TeiServer
 from compass.embedding.builtin import HashingModel
 from compass.embedding.endpoint.base import TooManyError
+from compass.embedding.endpoint.connections import Connections
+from compass.embedding.endpoint.http import HttpEndpoint
 from compass.embedding.endpoint.open import open_endpoint
 from compass.embedding.endpoint.serve import ServeEndpoint
 from compass.embedding.endpoint.serve_application import ServeApplication
@@ -27,6 +31,7 @@ from compass.testing.embed_server import EmbedServer
 
 DIMS = 16
 CONFIG = SpaceConfig(DIMS, "m")
+URL = EndpointUrl.parse("serve://embedder")
 
 
 class FakeApplication:
@@ -50,7 +55,7 @@ class FakeApplication:
 
 
 def _endpoint(application: FakeApplication, config: SpaceConfig = CONFIG) -> ServeEndpoint:
-    return ServeEndpoint("serve://embedder", config, "document", application)
+    return ServeEndpoint(URL, config, "document", application)
 
 
 async def test_rows_are_checked_and_counted() -> None:
@@ -114,9 +119,9 @@ async def test_after_silence_it_is_asked_what_it_is_first() -> None:
             await endpoint.embed(["a"], 60)
     application.instead = None
     await endpoint.embed(["a"], 60)
-    asked = [(method, timeout_s) for method, _, timeout_s in application.calls]
+    calls = [(method, timeout_s) for method, _, timeout_s in application.calls]
     info, embed = ("tei_info", 5.0), ("tei_embed", 60)
-    assert asked == [info, embed, embed, info, info, embed]
+    assert calls == [info, embed, embed, info, info, embed]
 
 
 async def test_too_many_inputs_name_the_limit() -> None:
@@ -127,16 +132,17 @@ async def test_too_many_inputs_name_the_limit() -> None:
     assert caught.value.limit == 4
 
 
-async def test_a_fleet_works_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fleet_works_with_it() -> None:
     """A poison text is found by halving and the rest is embedded; nothing of the fleet knows of handles."""
 
     def reply(texts: list[str]) -> Any:
         if "poison" in texts:
             raise RefusalError(422, "Input validation error: poison", "Validation")
+        return None
 
     application = FakeApplication(max_client_batch_size=8, reply=reply)
-    monkeypatch.setattr("compass.embedding.endpoint.open.application", lambda name: application)
-    fleet = FleetEmbedder(["serve://embedder"], CONFIG, timeout_s=5, endpoint_timeout_s=20)
+    connections = Connections({"embedder": application}.__getitem__)
+    fleet = FleetEmbedder([URL], CONFIG, timeout_s=60, endpoint_timeout_s=60, connections=connections)
     done = await fleet.embed_each([f"text {i}" for i in range(20)] + ["poison", ""])
     assert done.rows == list(range(20))
     assert done.refused.keys() == {20, 21}
@@ -147,14 +153,15 @@ async def test_a_fleet_works_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_url_decides() -> None:
     """serve:// is called by handle; a name that is none is refused before anything is called."""
-    endpoint = open_endpoint("serve://embedder", CONFIG, "query", None, None)  # type: ignore[arg-type]
-    assert isinstance(endpoint, ServeEndpoint)
+    assert isinstance(open_endpoint(URL, CONFIG, "query", None, Connections()), ServeEndpoint)
+    http = EndpointUrl.parse("http://embedder")
+    assert isinstance(open_endpoint(http, CONFIG, "query", None, Connections()), HttpEndpoint)
     with pytest.raises(InvalidRequestError, match="serve://"):
-        open_endpoint("serve://a/b", CONFIG, "query", None, None)  # type: ignore[arg-type]
+        EndpointUrl.parse("serve://a/b")
 
 
 async def test_outside_a_cluster_it_is_not_reachable() -> None:
     """Said plainly, and no cluster is started to look for it."""
     with pytest.raises(EndpointUnavailableError, match="inside a Ray cluster") as caught:
-        await ServeApplication("embedder").call("tei_info", timeout_s=5)
+        await ServeApplication("embedder").call("tei_info", timeout_s=60)  # Ray may have to be imported
     assert caught.value.fields == {"endpoint": "serve://embedder", "unreachable": True}

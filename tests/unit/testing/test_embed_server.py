@@ -218,7 +218,7 @@ def test_run_serves_until_it_is_told_to_stop() -> None:
         with pytest.raises(UnavailableError, match=f"cannot listen on 127.0.0.1:{port}"):
             run("m", 4, port=port or 0)
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
     finally:
         process.kill()
         process.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass.domain.embedding.aimd import FIRST_BATCH, MOST_TEXTS, BatchSize, Window
@@ -92,6 +92,7 @@ def test_a_server_that_was_away_is_met_with_care() -> None:
     assert window.size == 2
 
 
+@settings(deadline=None)
 @given(wanted=st.none() | st.integers(1, 1_000), server=st.none() | st.integers(1, 1_000))
 def test_what_is_said_is_never_exceeded(wanted: int | None, server: int | None) -> None:
     """The caller's size and the server's: the smaller counts, whatever is answered; neither: it may grow."""
@@ -102,6 +103,7 @@ def test_what_is_said_is_never_exceeded(wanted: int | None, server: int | None) 
     assert size.size == (min(known) if known else MOST_TEXTS)
 
 
+@settings(deadline=None)
 @given(takes=st.integers(1, 400))
 def test_the_size_that_is_refused_is_remembered(takes: int) -> None:
     """It grows to what a silent server takes, or to half of it and more, and never asks for more again."""

@@ -8,12 +8,12 @@ import pytest
 
 from compass.domain.embedding.contract import (
     REASON_CHARS,
-    Meaning,
-    Said,
+    ErrorBody,
     ServerInfo,
-    meaning,
+    Verdict,
+    classify_answer,
+    read_error_body,
     read_info,
-    read_said,
     request_options,
     retry_after_s,
     smaller_batch,
@@ -33,49 +33,52 @@ BATCH = tei_error("batch size 64 > maximum allowed batch size 32", "Validation")
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (200, b"[[1.0]]", Meaning.ROWS),
-        (400, tei_error("`inputs` cannot be empty", "Empty"), Meaning.REFUSED),
-        (401, b"", Meaning.FORBIDDEN),
-        (403, b"", Meaning.FORBIDDEN),
-        (404, b"Not Found", Meaning.FORBIDDEN),
-        (405, b"", Meaning.FORBIDDEN),
-        (302, b"", Meaning.FORBIDDEN),
-        (413, b"length limit exceeded", Meaning.TOO_LARGE),
-        (413, BATCH, Meaning.TOO_MANY),
-        (422, BATCH, Meaning.TOO_MANY),
-        (422, tei_error("Input validation error: too long", "Validation"), Meaning.REFUSED),
-        (422, tei_error("cannot tokenize", "Tokenizer"), Meaning.REFUSED),
-        (422, b"Failed to deserialize the JSON body", Meaning.FORBIDDEN),
-        (422, b'{"detail": [{"msg": "too long"}]}', Meaning.REFUSED),
-        (424, tei_error("inference failed", "Backend"), Meaning.BACKEND),
-        (429, tei_error("Model is overloaded", "Overloaded"), Meaning.BUSY),
-        (500, b"", Meaning.BUSY),
-        (502, b"<html>", Meaning.BUSY),
-        (503, tei_error("unhealthy", "Unhealthy"), Meaning.BUSY),
-        (504, b"", Meaning.BUSY),
+        (200, b"[[1.0]]", Verdict.ROWS),
+        (400, tei_error("`inputs` cannot be empty", "Empty"), Verdict.REFUSED),
+        (401, b"", Verdict.FORBIDDEN),
+        (403, b"", Verdict.FORBIDDEN),
+        (404, b"Not Found", Verdict.FORBIDDEN),
+        (405, b"", Verdict.FORBIDDEN),
+        (302, b"", Verdict.FORBIDDEN),
+        (413, b"length limit exceeded", Verdict.TOO_LARGE),
+        (413, BATCH, Verdict.TOO_MANY),
+        (422, BATCH, Verdict.TOO_MANY),
+        (422, tei_error("Input validation error: too long", "Validation"), Verdict.REFUSED),
+        (422, tei_error("cannot tokenize", "Tokenizer"), Verdict.REFUSED),
+        (422, b"Failed to deserialize the JSON body", Verdict.FORBIDDEN),
+        (422, b'{"detail": [{"msg": "too long"}]}', Verdict.REFUSED),
+        (424, tei_error("inference failed", "Backend"), Verdict.BACKEND),
+        (429, tei_error("Model is overloaded", "Overloaded"), Verdict.BUSY),
+        (500, b"", Verdict.BUSY),
+        (502, b"<html>", Verdict.BUSY),
+        (503, tei_error("unhealthy", "Unhealthy"), Verdict.BUSY),
+        (504, b"", Verdict.BUSY),
     ],
 )
-def test_each_row_of_the_contract_has_its_meaning(status: int, body: bytes, expected: Meaning) -> None:
+def test_each_row_of_the_contract_has_its_verdict(status: int, body: bytes, expected: Verdict) -> None:
     """A status and its body say what the client does next, as TEI's table has it."""
-    assert meaning(status, read_said(body)) is expected
+    assert classify_answer(status, read_error_body(body)) is expected
 
 
 def test_the_reason_is_the_servers_own_words_in_one_short_line() -> None:
     """Whatever a server says, the reason fits one line and cannot carry a document."""
-    assert read_said(tei_error("it\nfailed", "Backend")) == Said("it failed", True, "Backend")
-    assert read_said(b'{"detail": "no"}').reason == "no"
-    assert read_said(b'{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}').reason == "no"
-    assert read_said(b'{"error": {"message": "no", "type": "BadRequestError", "code": 400}}').reason == "no"
-    assert len(read_said(b"x" * 10_000).reason) == REASON_CHARS
-    assert read_said(b"\xff\xfe").reason  # not UTF-8, still a reason
+    assert read_error_body(tei_error("it\nfailed", "Backend")) == ErrorBody("it failed", True, "Backend")
+    for body in (
+        b'{"detail": "no"}',
+        b'{"object": "error", "message": "no", "type": "BadRequestError", "code": 400}',
+        b'{"error": {"message": "no", "type": "BadRequestError", "code": 400}}',
+    ):
+        assert read_error_body(body).reason == "no"
+    assert len(read_error_body(b"x" * 10_000).reason) == REASON_CHARS
+    assert read_error_body(b"\xff\xfe").reason  # not UTF-8, still a reason
 
 
 def test_the_next_batch_size_is_the_limit_named_or_half() -> None:
     """A server that names its limit is believed, another one gets half; never the same size again, never 0."""
-    assert smaller_batch(64, read_said(BATCH)) == 32
-    assert smaller_batch(64, Said("batch size too big")) == 32
-    assert smaller_batch(1, Said("batch size too big")) == 1
-    assert smaller_batch(16, read_said(BATCH)) == 15, "a limit that it refused itself"
+    assert smaller_batch(64, read_error_body(BATCH)) == 32
+    assert smaller_batch(64, ErrorBody("batch size too big")) == 32
+    assert smaller_batch(1, ErrorBody("batch size too big")) == 1
+    assert smaller_batch(16, read_error_body(BATCH)) == 15, "a limit that it refused itself"
 
 
 def test_only_teis_own_info_proves_tei() -> None:

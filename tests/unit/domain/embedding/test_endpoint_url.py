@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 from typing import Any
 
 import pytest
 
-from compass.domain.embedding.endpoint_url import check_endpoint, shown, why_refused
+from compass.domain.embedding.endpoint_url import EndpointUrl, check_endpoint, shown, why_refused
 from compass.embedding.endpoint.resolver import CheckedResolver
 from compass.errors import EndpointForbiddenError, InvalidRequestError
 
@@ -35,8 +36,9 @@ from compass.errors import EndpointForbiddenError, InvalidRequestError
 )
 def test_an_endpoint_has_one_canonical_url(url: str, canonical: str) -> None:
     """With or without /embed; loopback and private networks are where fleets live; a second pass changes nothing."""
+    assert EndpointUrl.parse(url).canonical == canonical
+    assert EndpointUrl.parse(canonical) == EndpointUrl.parse(url)
     assert check_endpoint(url) == canonical
-    assert check_endpoint(canonical) == canonical
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,13 @@ def test_an_endpoint_has_one_canonical_url(url: str, canonical: str) -> None:
 def test_addresses_that_are_traps_are_refused_in_every_spelling(host: str) -> None:
     """Link-local, metadata, unspecified, multicast and reserved: however the address is written."""
     with pytest.raises(InvalidRequestError, match="it is not called"):
-        check_endpoint(f"http://{host}/embed")
+        EndpointUrl.parse(f"http://{host}/embed")
 
 
 @pytest.mark.parametrize("host", ["0x7f000001", "127.1", "2130706433", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]"])
 def test_other_spellings_of_allowed_addresses_are_allowed(host: str) -> None:
     """The rule is about where an address leads, not about how it is written."""
-    check_endpoint(f"http://{host}/")
+    EndpointUrl.parse(f"http://{host}/")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_other_spellings_of_allowed_addresses_are_allowed(host: str) -> None:
 def test_what_is_no_http_url_is_refused(url: str) -> None:
     """Another scheme, no host, a port out of range, spaces, controls: refused, with the field named."""
     with pytest.raises(InvalidRequestError) as caught:
-        check_endpoint(url)
+        EndpointUrl.parse(url)
     assert caught.value.fields["errors"][0]["field"] == "embed_endpoint"
 
 
@@ -136,15 +138,39 @@ def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
         "http://0/?k=hunter2",
     ):
         with pytest.raises(InvalidRequestError) as caught:
-            check_endpoint(url)
+            EndpointUrl.parse(url)
         assert "hunter2" not in repr(caught.value)
         assert "hunter2" not in str(caught.value.problem())
+
+
+@pytest.mark.parametrize(
+    ("text", "is_builtin", "application", "is_http"),
+    [
+        ("builtin", True, None, False),
+        ("serve://embedder", False, "embedder", False),
+        ("http://tei:8080", False, None, True),
+    ],
+)
+def test_a_url_knows_how_it_is_called(text: str, is_builtin: bool, application: str | None, is_http: bool) -> None:
+    """In this process, by a Serve handle, or over HTTP."""
+    url = EndpointUrl.parse(text)
+    assert (url.is_builtin, url.application, url.is_http) == (is_builtin, application, is_http)
+
+
+def test_no_text_made_of_a_url_holds_its_secrets() -> None:
+    """Printed, formatted, inside of something else or pickled and back: only `canonical` has the query string."""
+    url = EndpointUrl.parse("https://h:3/embed?key=hunter2#top")
+    assert url.canonical == "https://h:3/embed?key=hunter2"
+    texts = [str(url), repr(url), f"{url}", f"{url!r}", f"{[url]}", url.shown, str(pickle.loads(pickle.dumps(url)))]
+    assert not [text for text in texts if "hunter2" in text]
+    assert url.shown == str(url) == "https://h:3/embed"
 
 
 def test_a_shown_url_holds_no_secret() -> None:
     """Logs and errors get scheme, host, port and path."""
     assert shown("http://u:p@h:3/embed?key=1#x") == "http://h:3/embed"
     assert shown("serve://embedder") == "serve://embedder"
+    assert shown("builtin") == "builtin"
 
 
 def test_a_name_is_judged_by_itself() -> None:
@@ -163,5 +189,5 @@ async def test_a_name_that_resolves_to_a_trap_is_refused_when_connecting(monkeyp
     with pytest.raises(EndpointForbiddenError, match=r"rebinds\.example resolves to 169\.254\.169\.254"):
         await CheckedResolver().resolve("rebinds.example", 80)
     addresses.pop()
-    found = await CheckedResolver().resolve("rebinds.example", 80)
-    assert [one["host"] for one in found] == ["127.0.0.1"]
+    results = await CheckedResolver().resolve("rebinds.example", 80)
+    assert [one["host"] for one in results] == ["127.0.0.1"]

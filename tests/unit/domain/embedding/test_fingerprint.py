@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compass.domain.embedding.contract import ServerInfo
-from compass.domain.embedding.fingerprint import Examined, Fingerprint, agree, check, judged, served_by
+from compass.domain.embedding.fingerprint import Fingerprint, ModelCheck, agree, agreed_model, check_model, model_of
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.errors import FingerprintMismatchError
 
@@ -16,8 +16,8 @@ def space(built_by: BuiltBy | None = A, **config: object) -> Space:
     return Space("s-1", "s", SpaceConfig(8, "m", "http://m", **config), "active", 0.0, built_by=built_by)  # type: ignore[arg-type]
 
 
-def found(served: BuiltBy | None, cosine: float | None = 1.0, endpoint: str = "http://m") -> Examined:
-    return Examined(endpoint, served, cosine, None if served else "it is down")
+def check_of(served: BuiltBy | None, cosine: float | None = 1.0, endpoint: str = "http://m") -> ModelCheck:
+    return ModelCheck(endpoint, served, cosine, None if served else "it is down")
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_servers_agree_when_all_that_both_say_is_the_same(one: BuiltBy, other: B
 
 def test_info_tells_who_built_a_space() -> None:
     """Only what belongs to the model counts: a limit of the server may change."""
-    said = ServerInfo(True, 32, 512, "a", "sha-1", "mean")
-    assert served_by(said) == A
+    info = ServerInfo(True, 32, 512, "a", "sha-1", "mean")
+    assert model_of(info) == A
 
 
 def test_the_digest_tells_spaces_apart_that_read_texts_otherwise() -> None:
@@ -63,35 +63,35 @@ def test_the_digest_tells_spaces_apart_that_read_texts_otherwise() -> None:
 def test_a_mismatch_names_what_differs_and_holds_both() -> None:
     """Whoever reads it need not look anywhere else."""
     with pytest.raises(FingerprintMismatchError, match="model_id 'b', not 'a'") as refused:
-        check(space(), B, "the endpoint", "do this")
+        check_model(space(), B, "the endpoint", "do this")
     assert refused.value.fields["recorded"]["model_sha"] == "sha-1"
     assert refused.value.fields["found"]["model_sha"] == "sha-2"
-    check(space(None), B, "the endpoint", "")
+    check_model(space(None), B, "the endpoint", "")
 
 
 def test_endpoints_of_one_run_must_agree_among_each_other() -> None:
     """Two servers of different models in one list would build a space of nonsense."""
     with pytest.raises(FingerprintMismatchError, match="http://second"):
-        judged(space(None), [found(A, None), found(B, None, "http://second")], accept=False, advice="")
-    assert judged(space(None), [found(BuiltBy(), None), found(A, None)], accept=False, advice="") == A
+        agreed_model(space(None), [check_of(A, None), check_of(B, None, "http://second")], accept=False, advice="")
+    assert agreed_model(space(None), [check_of(BuiltBy(), None), check_of(A, None)], accept=False, advice="") == A
 
 
-def test_a_silent_endpoint_is_not_judged() -> None:
+def test_a_silent_endpoint_is_not_checked() -> None:
     """It is when it answers; with nobody answering nothing is known."""
-    assert judged(space(None), [found(None)], accept=False, advice="") is None
-    assert judged(space(), [found(None), found(A)], accept=False, advice="") == A
+    assert agreed_model(space(None), [check_of(None)], accept=False, advice="") is None
+    assert agreed_model(space(), [check_of(None), check_of(A)], accept=False, advice="") == A
 
 
 def test_vectors_decide_whatever_the_server_says() -> None:
     """A cosine below 0.999 is another model, and no word takes it."""
     for accept in (False, True):
         with pytest.raises(FingerprintMismatchError, match=r"cosine 0\.9980"):
-            judged(space(), [found(A, 0.998)], accept=accept, advice="")
-    assert judged(space(), [found(A, 0.9991)], accept=False, advice="") == A
+            agreed_model(space(), [check_of(A, 0.998)], accept=accept, advice="")
+    assert agreed_model(space(), [check_of(A, 0.9991)], accept=False, advice="") == A
 
 
 def test_a_new_name_is_taken_when_it_is_accepted() -> None:
     """And refused when it is not."""
     with pytest.raises(FingerprintMismatchError):
-        judged(space(), [found(B)], accept=False, advice="")
-    assert judged(space(), [found(B)], accept=True, advice="") == B
+        agreed_model(space(), [check_of(B)], accept=False, advice="")
+    assert agreed_model(space(), [check_of(B)], accept=True, advice="") == B
