@@ -208,7 +208,8 @@ def test_a_long_story_of_many_writes() -> None:
     rng, story = random.Random(0), list[Step]()
     for _ in range(60):
         story.append([_random_write(rng) for _ in range(4)])
-        story.append(rng.choice([Delete(rng.randrange(60)), Happening("swap", "new"), Happening("rollback")]))
+        others: list[Step] = [Delete(rng.randrange(60)), Happening("swap", "new"), Happening("rollback")]
+        story.append(rng.choice(others))
     assert asyncio.run(play(story)) > 10
 
 
@@ -250,7 +251,7 @@ def one_embedder_for_both(world: World) -> None:
 
     world.cluster.models = Shared(world.cluster.models)
     for index in world.cluster.indexes.values():
-        index._embedder = None
+        index._model._embedder = None
 
 
 def updates_keep_their_vector(world: World) -> None:

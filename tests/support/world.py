@@ -16,7 +16,7 @@ from compass.control.publisher import Publisher
 from compass.control.router import RouterService
 from compass.domain.chunk import ChunkInput
 from compass.domain.collection import CollectionSpec
-from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.contract import Embedder, ServerInfo
 from compass.domain.memory import UNLIMITED
 from compass.domain.search.query import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
@@ -51,6 +51,9 @@ class Model:
         if self.down:
             raise EndpointUnavailableError("the endpoint is down")
         return self._model.embed(texts)
+
+    def endpoints(self) -> list[Any]:
+        return []
 
     async def close(self) -> None:
         return None
@@ -129,9 +132,14 @@ class FakeCluster:
                 await self.router.identified(view.state().name, space.id, built_by)
 
             vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
-            models = lambda space: self.models[space.config.model]  # noqa: E731 - a port
-            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, models, completed, identified, self.room)
+            self.indexes[space.id] = SpaceIndex(
+                recorded, view, vectors, self._embedder, completed, identified, self.room
+            )
         return self.wrap_index(self.indexes[space.id], space)
+
+    def _embedder(self, space: Space) -> Embedder:
+        """The embedder of a space's documents."""
+        return self.models[space.config.model]
 
     def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
         return self.rebuilds.setdefault(space.id, FakeRebuild())
@@ -199,7 +207,7 @@ class World:
         """The collection `docs` with the default `old` and these spaces beside it; its uuid."""
         await self.router.create_collection(CollectionSpec("docs", {"old": OLD, **spaces}, "old"))
         await self.ingest(*chunks)
-        return self.route().uuid
+        return str(self.route().uuid)
 
     async def create_built_by_a(self) -> None:
         """As `create`, with an endpoint that says what it is, and is known to have built the default."""

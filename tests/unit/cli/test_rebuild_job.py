@@ -36,18 +36,19 @@ class ScriptedClient:
     def __init__(self, *answers: Any, start_error: Exception | None = None) -> None:
         self.answers, self.start_error = list(answers), start_error
         self.started: list[dict[str, Any]] = []
+        self.start_answer: dict[str, Any] = {"status": "building", "job_id": "j"}
 
     def rebuild(self, collection: str, space: str, **fields: Any) -> dict[str, Any]:
         self.started.append({"collection": collection, "space": space, **fields})
         if self.start_error:
             raise self.start_error
-        return {"status": "building", "job_id": "j"}
+        return self.start_answer
 
     def rebuild_status(self, collection: str, space: str) -> dict[str, Any]:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
             raise answer
-        return answer
+        return dict(answer)
 
 
 def report(*failures: dict[str, Any]) -> dict[str, Any]:
@@ -104,11 +105,13 @@ def test_starts_watches_and_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dry_run_is_shown_and_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order says so; the report has speeds, times, sizes, cost and what they rest on."""
     client = ScriptedClient()
-    client.rebuild = lambda collection, space, **fields: (client.started.append(fields), report())[1]  # type: ignore[method-assign]
+    client.start_answer = report()
     arguments = ["--dry-run", "--budget", "105", "--cost-per-million-tokens", "0.5"]
     done = invoke(monkeypatch, client, *arguments)
     assert done.exit_code == 0, done.output
-    assert client.started == [{"dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}]
+    assert client.started == [
+        {"collection": "docs", "space": "new", "dry_run": True, "budget": 105.0, "cost_per_million_tokens": 0.5}
+    ]
     for said in (
         "http://a/embed",
         "http://b/embed  unknown",

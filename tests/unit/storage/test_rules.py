@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -16,10 +17,10 @@ import pytest
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.errors import CompassError, DefaultSpaceError, EpochMismatchError, TakenOverError, UnavailableError
+from compass.storage.log.edit import Edit
 from compass.storage.log.writer import CollectionStore, _Job
 from compass.storage.snapshot.parts import MissingObjectError, read_part
 from compass.storage.spaces.vectors import SpaceVectors
-from compass.storage.view import tables
 
 Build = Callable[..., ChunkInput]
 Vector = Callable[..., FloatVector]
@@ -99,7 +100,7 @@ def test_1_an_opener_does_not_trust_a_listing(disk: Any, chunk: Build) -> None:
     disk.store("node-a").ingest([chunk(0)])
     stale = disk.other_objects()
     real = stale.objects.list
-    stale.list = lambda prefix: [] if "/log" in prefix else real(prefix)  # type: ignore[method-assign]
+    stale.list = lambda prefix: [] if "/log" in prefix else real(prefix)
     opener = disk.store("node-b", objects=stale)
     opener.ingest([chunk(1)])
     assert [c.chunk_index for c in disk.cold()] == [0, 1]
@@ -109,7 +110,7 @@ def test_1_one_writer_of_a_node(disk: Any) -> None:
     """While a process of this node writes a collection, another one is told which, and changes nothing."""
     writer = disk.store("node-a")
     seq = writer.seq
-    with pytest.raises(TakenOverError, match=str(__import__("os").getpid())):
+    with pytest.raises(TakenOverError, match=str(os.getpid())):
         disk.store("node-a")
     writer.ingest([])
     assert len(disk.files("log")) == seq
@@ -185,7 +186,7 @@ def test_2_a_commit_that_the_view_could_not_keep_is_settled(
             return super().execute(sql, *parameters)
 
     connect = sqlite3.connect
-    monkeypatch.setattr(tables.sqlite3, "connect", lambda *a, **k: connect(*a, factory=FullOnce, **k))
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=FullOnce, **k))
     store = disk.store()
     store.ingest([chunk(0)])
     FullOnce.full = True
@@ -233,14 +234,17 @@ def test_3_of_two_swaps_one_wins(disk: Any) -> None:
     assert store.state.epoch == store.view.state().epoch == 2
 
 
-def test_3_a_write_behind_a_full_commit_is_done(disk: Any, chunk: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def ingesting(batch: list[ChunkInput]) -> Callable[[Edit], list[int]]:
+    """The step of a job that writes these chunks."""
+    return lambda edit: edit.ingest(batch)
+
+
+def test_3_a_write_behind_a_full_commit_is_done(disk: Any, chunk: Build) -> None:
     """A write that finds others waiting, too many for one commit, commits them and then itself before it answers."""
-    monkeypatch.setattr("compass.storage.log.writer._GROUP_ROWS", 3)
-    store = disk.store()
+    store = disk.store(group_rows=3)
     seq = store.seq
     for at in range(2):
-        batch = [chunk(3 * at + i) for i in range(3)]
-        store._waiting.append(_Job(lambda edit, batch=batch: edit.ingest(batch), len(batch)))
+        store._waiting.append(_Job(ingesting([chunk(3 * at + i) for i in range(3)]), weight=3))
     receipt = store.ingest([chunk(9)])
     assert (receipt.seq, len(receipt.ids)) == (seq + 3, 1)
     assert store.view.count() == 7
@@ -374,7 +378,7 @@ def test_5_a_listing_torn_by_a_merge_is_taken_again(disk: Any, vector: Vector) -
         listings.append(prefix)
         return [] if len(listings) == 1 else list(real(prefix))
 
-    torn.list = tear  # type: ignore[method-assign]
+    torn.list = tear
     assert SpaceVectors(torn, disk.uuid, "one-id", 4).have().tolist() == [1]
 
 
