@@ -16,9 +16,20 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from processes import workers_below
 
 from compass.testing.embed_server import served
+
+pytest_plugins = ["pytester", "reruns"]
+
+# How fast a machine is, and how busy, is no property of the code.
+settings.register_profile(
+    "compass",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("compass")
 
 # A key of an embedding endpoint, known to every service that a test starts.
 os.environ["COMPASS_EMBED_KEY_TEST"] = "endpoint-key-" + os.urandom(8).hex()

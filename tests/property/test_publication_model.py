@@ -455,6 +455,9 @@ class World(RuleBasedStateMachine):
             g.holding.end(g.queries.pop(0))
 
 
+SLOW = pytest.mark.timeout(1_200)  # a search of thousands of plays: minutes beside other work
+
+
 def check(world: type[World], examples: int, **options: Any) -> None:
     """Let Hypothesis play a world."""
     run_state_machine_as_test(
@@ -462,7 +465,6 @@ def check(world: type[World], examples: int, **options: Any) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=30,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
             **options,
@@ -470,6 +472,7 @@ def check(world: type[World], examples: int, **options: Any) -> None:
     )
 
 
+@SLOW
 def test_protocol_never_lets_an_old_answer_follow_a_new_one() -> None:
     """Whatever is lost, late, doubled, stopped or killed: no stale default, no dropped space, no epoch back."""
     check(World, 2000, derandomize=True)
@@ -576,6 +579,7 @@ FAULTS = [
 ]
 
 
+@SLOW
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_found(fault: type[World]) -> None:
     """The model can fail: each way to get the protocol wrong is noticed."""

@@ -188,7 +188,7 @@ async def play(story: list[Step], level_s: float = LEVEL_S, plant: Callable[[Wor
             return int(one.route().epoch) - 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps)
 def test_a_twin_that_never_swapped_answers_alike(story: list[Step]) -> None:
     """After any writes among any swaps, rollbacks, outages and restarts both spaces answer as if there were none."""
@@ -196,7 +196,7 @@ def test_a_twin_that_never_swapped_answers_alike(story: list[Step]) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(steps)
 def test_a_twin_that_never_swapped_answers_alike_at_length(story: list[Step]) -> None:
     """The same, with many more stories."""

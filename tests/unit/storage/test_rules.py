@@ -257,7 +257,7 @@ def together(disk: Any, store: CollectionStore, jobs: list[Callable[[], Any]]) -
 
     def hold() -> None:
         held.set()
-        go.wait(10)
+        go.wait(60)
 
     def run(at: int) -> None:
         try:
@@ -268,7 +268,7 @@ def together(disk: Any, store: CollectionStore, jobs: list[Callable[[], Any]]) -
     disk.objects.before = once("create", "/log/", hold)
     threads = [threading.Thread(target=lambda: store.ingest([ChunkInput("other", 0, "x")]))]
     threads[0].start()
-    assert held.wait(10)
+    assert held.wait(60)
     for at in range(len(jobs)):
         threads.append(threading.Thread(target=run, args=(at,)))
         threads[-1].start()

@@ -57,14 +57,14 @@ def test_a_reader_waits_for_the_view_to_be_built(disk: Any, chunk: Build) -> Non
     def slow(operation: str, key: str) -> None:
         if operation == "read" and "/log/" in key and not building.is_set():
             building.set()
-            go.wait(10)
+            go.wait(60)
 
     objects = disk.other_objects()
     objects.before = slow
     builder = View(objects, disk.uuid, disk.folder / "node-b")
     thread = threading.Thread(target=builder.refresh)
     thread.start()
-    assert building.wait(10)
+    assert building.wait(60)
     assert reader.seq() == 0
     with pytest.raises(UnavailableError):
         reader.count()
