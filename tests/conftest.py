@@ -116,12 +116,12 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Make services that end with their `with` block; keyword arguments are settings."""
+    """Make services that end with their `with` block, on a folder of their own or on `data`; the rest is settings."""
 
     @contextlib.contextmanager
-    def make(**settings: str) -> Iterator[ServiceProcess]:
+    def make(data: Path | None = None, **settings: str) -> Iterator[ServiceProcess]:
         folder = tmp_path_factory.mktemp("service")
-        service = ServiceProcess(folder / "data", folder / "serve.log", **settings).start()
+        service = ServiceProcess(data or folder / "data", folder / "serve.log", **settings).start()
         try:
             yield service
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from compass.domain.rebuild.progress import Progress, status_of_run
 from compass.domain.rebuild.run_record import RebuildJob, RunRecord
 from compass.rebuild.endpoint_stats import Fleet
 
+OLDER = Path(__file__).parents[3] / "data" / "v0.1.0"
 ORDER = {
     "job_id": "j",
     "space_id": "s-1",
@@ -33,6 +35,13 @@ def test_a_record_survives_json() -> None:
     back = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert back.to_json() == record.to_json()
     assert back.job == record.job
+
+
+def test_a_record_of_an_older_version_is_written_as_it_was_read() -> None:
+    """What version 0.1.0 left on disk has the same names and values for this one."""
+    [stored] = OLDER.glob("*/spaces/new-*/run.json")
+    record = json.loads(stored.read_text())
+    assert RunRecord.from_json(record).to_json() == record
 
 
 def test_a_record_tells_the_status() -> None:
