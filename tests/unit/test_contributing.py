@@ -1,4 +1,4 @@
-"""What the pages for contributors name is there."""
+"""What the pages name is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md")))
 AT_ROOT = re.compile(r"\.?[\w-]+\.(md|toml|yaml)|LICENSE|justfile")
 BELOW = re.compile(r"(compass|docs|tests|\.ci|cluster|notebooks)/[\w./-]*")
 
