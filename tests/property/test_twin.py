@@ -34,7 +34,7 @@ WORDS = ["ash", "beech", "cedar", "elm", "fir", "holly", "larch", "maple", "oak"
 QUERIES = [*WORDS, "ash oak", "pine fir larch", "yew maple"]
 KINDS = ("leaf", "needle")
 SPACES: dict[str, SpaceConfig] = {"old": OLD, "new": NEW}
-LEVEL_S = 10.0
+LEVEL_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,8 @@ class World:
         """Wait until a space has all that was written; how many chunks it lacks after all."""
         for store in [service._store for service in self.cluster.collections.values()]:
             if space.id in store.state.spaces:
-                return int(await self.cluster.indexes[space.id].follow(store.seq, 5))
-        return await self.cluster.indexes[space.id].follow(0, 5)
+                return int(await self.cluster.indexes[space.id].follow(store.seq, 60))
+        return await self.cluster.indexes[space.id].follow(0, 60)
 
     async def found(self, text: str, name: str | None = None) -> list[str]:
         """The texts that a query finds, best first, through a gateway's table."""
