@@ -16,9 +16,20 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from processes import workers_below
 
 from compass.testing.embed_server import served
+
+pytest_plugins = ["pytester", "reruns"]
+
+# How fast a machine is, and how busy, is no property of the code.
+settings.register_profile(
+    "compass",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("compass")
 
 # A key of an embedding endpoint, known to every service that a test starts.
 os.environ["COMPASS_EMBED_KEY_TEST"] = "endpoint-key-" + os.urandom(8).hex()
@@ -105,12 +116,12 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def new_service(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Make services that end with their `with` block; keyword arguments are settings."""
+    """Make services that end with their `with` block, on a folder of their own or on `data`; the rest is settings."""
 
     @contextlib.contextmanager
-    def make(**settings: str) -> Iterator[ServiceProcess]:
+    def make(data: Path | None = None, **settings: str) -> Iterator[ServiceProcess]:
         folder = tmp_path_factory.mktemp("service")
-        service = ServiceProcess(folder / "data", folder / "serve.log", **settings).start()
+        service = ServiceProcess(data or folder / "data", folder / "serve.log", **settings).start()
         try:
             yield service
         finally:

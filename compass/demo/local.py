@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 from rich.console import Console
@@ -24,36 +25,16 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 
 Serve = Callable[[Path], AbstractContextManager[str]]
+EmbedServers = Callable[[Sequence[Model]], AbstractContextManager[list[str]]]
 
 
-def demo(
-    data: Path | None,
-    serve: Serve,
-    *,
-    chunks: int = DEFAULT_CHUNKS,
-    console: Console | None = None,
-) -> DemoReport:
-    """Run the whole demo on this machine, print it, and leave nothing running.
+class MainJob(Protocol):
+    """What swaps the model on a running service: `run_demo`."""
 
-    Args:
-        data: The service's data folder; None for a temporary one that is removed.
-        serve: Starts a service on a data folder, yields its base URL, and stops it.
-        chunks: How many docstrings, at most.
-        console: Where it is printed.
-
-    Returns:
-        The report; the caller exits non-zero unless `report.ok`.
-    """
-    console = console or Console()
-    with ExitStack() as stack:
-        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compass-demo-")))
-        console.print(f"Starting two embed servers and a service on {folder} …", markup=False, soft_wrap=True)
-        endpoints = stack.enter_context(embed_servers(MODELS))
-        base_url = stack.enter_context(serve(folder))
-        running = run_demo(base_url, (endpoints[0], endpoints[1]), console=console, chunks=chunks, data=folder)
-        report = asyncio.run(running)
-        show(report, console)
-    return report
+    def __call__(
+        self, base_url: str, endpoints: tuple[str, str], *, console: Console, chunks: int, data: Path
+    ) -> Coroutine[Any, Any, DemoReport]:
+        """What was measured; `data` is the folder that the service runs on."""
 
 
 @contextmanager
@@ -116,3 +97,37 @@ def _healthy(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=2.0, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def demo(
+    data: Path | None,
+    serve: Serve,
+    *,
+    chunks: int = DEFAULT_CHUNKS,
+    console: Console | None = None,
+    servers: EmbedServers = embed_servers,
+    run: MainJob = run_demo,
+) -> DemoReport:
+    """Run the whole demo on this machine, print it, and leave nothing running.
+
+    Args:
+        data: The service's data folder; None for a temporary one that is removed.
+        serve: Starts a service on a data folder, yields its base URL, and stops it.
+        chunks: How many docstrings, at most.
+        console: Where it is printed.
+        servers: Starts an embed server for each model, yields their URLs, and stops them.
+        run: The main job itself.
+
+    Returns:
+        The report; the caller exits non-zero unless `report.ok`.
+    """
+    console = console or Console()
+    with ExitStack() as stack:
+        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compass-demo-")))
+        console.print(f"Starting two embed servers and a service on {folder} …", markup=False, soft_wrap=True)
+        endpoints = stack.enter_context(servers(MODELS))
+        base_url = stack.enter_context(serve(folder))
+        job = run(base_url, (endpoints[0], endpoints[1]), console=console, chunks=chunks, data=folder)
+        report = asyncio.run(job)
+        show(report, console)
+    return report

@@ -22,7 +22,6 @@ BATCH = 500  # chunks per ingest request
 HELD_BACK = 0.05  # the share of the chunks that is written while the rebuild runs
 WAIT_S = 30.0  # an ingest may take as long as the embed server needs
 REBUILD_TIMEOUT_S = 300.0
-PAUSE_S = 0.5  # between swaps, so that each default answers some queries
 EXAMPLES = ("parse command line options", "run coroutines concurrently", "compress a file with gzip")
 
 
@@ -51,6 +50,8 @@ async def run_demo(
     collection: str = "docstrings",
     data: Path | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
+    pause_s: float = 0.5,
+    poll_s: float = 0.2,
 ) -> DemoReport:
     """Swap the model of a collection of docstrings while queries run; what was measured.
 
@@ -63,6 +64,8 @@ async def run_demo(
         collection: Its name.
         data: The service's data folder if it is on this machine, to measure what dropping frees.
         transport: Another way to the service than the network, for tests.
+        pause_s: Between swaps, so that each default answers some queries.
+        poll_s: Between two looks at the rebuild.
 
     Raises:
         CompassError: a call was refused or the rebuild failed.
@@ -70,9 +73,10 @@ async def run_demo(
     corpus = read_corpus(chunks)
     # The service is near: a proxy of the environment must not come between.
     async with httpx.AsyncClient(base_url=base_url, timeout=60.0, trust_env=False, transport=transport) as client:
-        target = DemoCollection(client, collection)
+        target = DemoCollection(client, collection, poll_s)
         querier = Querier(client, collection, module_summaries(corpus) or EXAMPLES, models[0].name)
-        return await _Demo(target, querier, endpoints, models, console or Console(), data).run(corpus)
+        running = _Demo(target, querier, endpoints, models, console or Console(), data, pause_s)
+        return await running.run(corpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class _Demo:
     models: tuple[Model, Model]
     console: Console
     data: Path | None
+    pause_s: float
 
     async def run(self, corpus: Sequence[dict[str, Any]]) -> DemoReport:
         old, new = self.models
@@ -157,7 +162,7 @@ class _Demo:
         with self.querier.swapping(model.name):
             took_s = await self.collection.swap(model.name)
         self.console.print(f"Default is {model.name} after {took_s * 1000:.0f} ms")
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(self.pause_s)
         return took_s
 
     async def _drop(self) -> int:

@@ -11,8 +11,6 @@ import httpx
 
 from compass.errors import CompassError, UnavailableError
 
-POLL_S = 0.2
-
 
 class DemoCollection:
     """One collection of a running service.
@@ -20,10 +18,11 @@ class DemoCollection:
     Args:
         client: Its base URL is the service.
         name: The collection's name.
+        poll_s: Between two looks at a rebuild.
     """
 
-    def __init__(self, client: httpx.AsyncClient, name: str) -> None:
-        self.name = name
+    def __init__(self, client: httpx.AsyncClient, name: str, poll_s: float = 0.2) -> None:
+        self.name, self._poll_s = name, poll_s
         self._client = client
 
     async def create(self, space: str, config: dict[str, Any]) -> None:
@@ -76,7 +75,7 @@ class DemoCollection:
                 raise CompassError(f"the rebuild of {space!r} has {status['run']['state']}: {status.get('error')}")
             if time.monotonic() > deadline:
                 raise UnavailableError(f"the rebuild of {space!r} is not done after {timeout_s:.0f} s: {status}")
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._poll_s)
 
     async def space(self, space: str) -> dict[str, Any]:
         """SpaceInfo."""

@@ -85,7 +85,7 @@ def cluster(threads: int, models: dict[str, str], batch_size: int) -> Iterator[s
             serve.run(build(given), name=name, route_prefix=f"/{name}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import tempfile
 import time
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--local-rows", type=int, default=LOCAL_ROWS)
     args = parser.parse_args()
     os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False, include_dashboard=False)
+    ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     with tempfile.TemporaryDirectory(prefix="bench-pipeline-") as folder:
         made = Made(Path(folder), args.docs)
         _warm_up(made, args)
@@ -127,7 +128,7 @@ def _overhead(made: Made, args: argparse.Namespace) -> list[dict[str, Any]]:
     texts, found = made.texts(), []
     for dims in args.dims:
         with _endpoints({"endpoints": 1, "dims": dims}, args.batch) as (urls, pid):
-            rounds = []
+            rounds: list[dict[str, Any]] = []
             for _ in range(args.rounds):
                 bare = asyncio.run(_post_all(urls, texts, args.batch, args.in_flight, pid))
                 plain = asyncio.run(_post_all(urls, texts, args.batch, args.in_flight, pid, _httpx))
@@ -161,7 +162,7 @@ def _slots_per_s(fleet: dict[str, Any], batch: int) -> float:
 
 
 def _ratio(ours: dict[str, Any], bare: dict[str, Any]) -> float:
-    return round(ours["docs_per_s"] / bare["docs_per_s"], 3)
+    return round(float(ours["docs_per_s"] / bare["docs_per_s"]), 3)
 
 
 @contextmanager

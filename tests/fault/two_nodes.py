@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from compass.app import APP, build
 
-NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         sys.stdin.read()
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -32,8 +32,11 @@ def base(http: httpx.Client, name: str, wait_until: Any) -> str:
     assert http.post("/collections", json={"name": name, "vector_spaces": {"old": space}}).status_code == 201
     ingest(http, path, "f", CHUNKS)
     assert http.post(f"{path}/vector-spaces", json={"name": "new", "dims": DIMS, "model": MODEL}).status_code == 201
-    old = lambda: http.get(path).json()["vector_spaces"]["old"]  # noqa: E731
-    wait_until(lambda: "fingerprint" in old(), 30, "the commit of who has built the default")
+    wait_until(
+        lambda: "fingerprint" in http.get(path).json()["vector_spaces"]["old"],
+        30,
+        "the commit of who has built the default",
+    )
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,7 @@ def _refuse_poison(inputs: list[str]) -> JSONResponse | None:
     return None
 
 
-LIES = {
+LIES: dict[str, Callable[[int], list[list[float | None]]]] = {
     "count": lambda n: [[0.5] * 128] * (n - 1),
     "dims": lambda n: [[0.5] * 64] * n,
     "null": lambda n: [[None] + [0.5] * 127] * n,

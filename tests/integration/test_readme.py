@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.ray
 
 README = Path(__file__).parents[2] / "README.md"
+CI = Path(__file__).parents[2] / ".ci" / "run"
 
 
 def _blocks(marker: str) -> list[str]:
@@ -22,12 +23,25 @@ def _blocks(marker: str) -> list[str]:
     return re.findall(pattern, README.read_text(), re.DOTALL)
 
 
+def _lines(marker: str) -> list[str]:
+    """The lines of the only block of a marker."""
+    [block] = _blocks(marker)
+    return block.splitlines()
+
+
 def test_the_two_commands_are_there() -> None:
-    """One command installs and runs the main job, one runs the tests; CI runs exactly these."""
-    assert len(_blocks("install")) == 1
-    assert "compass demo" in _blocks("install")[0]
-    assert len(_blocks("test")) == 1
-    assert "pytest" in _blocks("test")[0]
+    """One block installs and runs the main job, one runs the tests; CI runs each of their lines, and no other."""
+    [install, demo] = _lines("install")
+    assert "pip install" in install
+    assert demo.endswith("compass demo")
+    [quick, rest] = _lines("test")
+    assert quick.endswith("tests/unit tests/property")
+    assert rest.endswith("tests/fault tests/integration tests/notebooks")
+    [embedder] = _lines("embedder")
+    assert "embedder" in embedder
+    run = CI.read_text()
+    lines = [f"readme_line {name} {number}" for name in ("install", "test") for number in (1, 2)]
+    assert [line for line in [*lines, "readme_line embedder 1"] if run.count(f"$({line})") != 1] == []
 
 
 def test_the_five_steps_do_what_the_readme_shows(service: Any, embed_servers: tuple[Any, Any]) -> None:

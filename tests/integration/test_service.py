@@ -218,7 +218,7 @@ def test_bodies_and_hosts_through_both_doors(service: Any, http: httpx.Client, n
     large = b'{"query": "' + b"x" * 64_000_001 + b'"}'
     for door in (service.url, service.serve_url):
         url = f"{door}/collections/{name}/search"
-        cases = [
+        cases: list[tuple[int, dict[str, Any]]] = [
             (400, {"content": b'{"query": ', "headers": json}),
             (413, {"content": large, "headers": json}),
             (415, {"content": b'{"query": "x"}', "headers": {"content-type": "text/plain"}}),

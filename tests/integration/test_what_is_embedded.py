@@ -39,8 +39,8 @@ def test_templates_and_prompts_are_what_the_endpoint_is_given(
         wait_until(lambda: status()["lag"] == 0, 20, "the follower")
 
     with served("words", DIMS, reply=lambda texts: given.extend(texts)) as endpoint:
-        space = {"dims": DIMS, "model": "words", "embed_endpoint": "builtin"}
-        assert http.post("/collections", json={"name": name, "vector_spaces": {"old": space}}).status_code == 201
+        default = {"dims": DIMS, "model": "words", "embed_endpoint": "builtin"}
+        assert http.post("/collections", json={"name": name, "vector_spaces": {"old": default}}).status_code == 201
         first = {"file_id": "f", "chunk_index": 0, "text": "a walrus", "metadata": {"title": "Seas"}}
         assert http.post(f"{base}/ingest", json={"chunks": [first]}).status_code == 200
         for space, config in (("new", PROMPTS), ("plain", {})):

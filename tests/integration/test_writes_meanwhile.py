@@ -195,7 +195,7 @@ def _all_chunks(http: httpx.Client, base: str) -> list[dict[str, Any]]:
 
 def _vectors(http: httpx.Client, base: str, files: list[str]) -> dict[int, list[float]]:
     """Every vector that the new space holds, by chunk id: an exact search of each file for more than it has."""
-    found = {}
+    found: dict[int, list[float]] = {}
     for file in files:
         body = {"query": "anything", "vector_space": "new", "filters": {"file_id": file}, "exact": True}
         answer = http.post(f"{base}/search", json={**body, "top_k": 1000, "include_vectors": True})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass.domain.chunk import ChunkInput
@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CollectionStore:
     return root.open(root.create("c", [space], "s").uuid)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120)
 @given(
     chunks=st.lists(CHUNKS, max_size=12), wheres=st.lists(FILTERS, min_size=8, max_size=25), pick=st.integers(0, 99)
 )

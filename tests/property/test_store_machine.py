@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
@@ -106,6 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
         if new_vid:
             assert stored.vid > (old["vid"] if old else 0)
         else:
+            assert old is not None
             assert stored.vid == old["vid"]
         self.chunks[key_of(chunk)] = {
             "id": chunk_id,
@@ -262,10 +270,12 @@ def key_of(chunk: ChunkInput) -> tuple[str, int]:
     return chunk.file_id, chunk.chunk_index
 
 
-class TestStore(StoreMachine.TestCase):  # type: ignore[misc, name-defined]
-    settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+def test_the_store_does_what_a_dict_does() -> None:
+    """After any writes, swaps, compactions and crashes it holds what a plain model of its rules holds."""
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=25, stateful_step_count=30))
 
 
 @pytest.mark.long
-class TestStoreLong(StoreMachine.TestCase):  # type: ignore[misc, name-defined]
-    settings = settings(max_examples=600, stateful_step_count=50, deadline=None)
+def test_the_store_does_what_a_dict_does_at_length() -> None:
+    """The same, with many more and longer stories."""
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=600, stateful_step_count=50))

@@ -16,7 +16,7 @@ from compass.cluster import wiring
 from compass.control.router import RouterService
 from compass.domain.chunk import ChunkInput
 from compass.domain.collection import CollectionSpec
-from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.contract import Embedder, ServerInfo
 from compass.domain.memory import UNLIMITED
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.rebuild.report import (
@@ -60,6 +60,9 @@ class Model:
         if self.down:
             raise EndpointUnavailableError("the endpoint is down")
         return self._model.embed(texts)
+
+    def endpoints(self) -> list[Any]:
+        return []
 
     async def close(self) -> None:
         return None
@@ -146,7 +149,7 @@ class FakeCluster:
                 uuid,
                 space.id,
                 self._now_router,
-                embedders=lambda space: self.models[space.config.model],  # type: ignore[arg-type, return-value]
+                embedders=self._embedder,
                 room=self.room,
             )
         return self.wrap_index(self.indexes[space.id], space)
@@ -154,6 +157,10 @@ class FakeCluster:
     def _now_router(self) -> RouterService:
         assert self.router is not None
         return self.router
+
+    def _embedder(self, space: Space) -> Embedder:
+        """The embedder of a space's documents."""
+        return self.models[space.config.model]
 
     def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
         return self.rebuilds.setdefault(space.id, FakeRebuild())
@@ -224,7 +231,7 @@ class World:
         """The collection `docs` with the default `old` and these spaces beside it; its uuid."""
         await self.router.create_collection(CollectionSpec("docs", {"old": OLD, **spaces}, "old"))
         await self.ingest(*chunks)
-        return self.route().uuid
+        return str(self.route().uuid)
 
     async def create_built_by_a(self) -> None:
         """As `create`, with an endpoint that says what it is, and is known to have built the default."""
@@ -255,8 +262,8 @@ class World:
         """Wait until a space has all that was written; how many chunks it lacks after all."""
         for store in [service._store for service in self.cluster.collections.values()]:
             if space.id in store.state.spaces:
-                return int(await self.cluster.indexes[space.id].follow(store.seq, 5))
-        return await self.cluster.indexes[space.id].follow(0, 5)
+                return int(await self.cluster.indexes[space.id].follow(store.seq, 60))
+        return await self.cluster.indexes[space.id].follow(0, 60)
 
     async def found(self, text: str, name: str | None = None) -> list[str]:
         """The texts that a query finds, best first, through a gateway's table."""

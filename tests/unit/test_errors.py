@@ -19,7 +19,14 @@ def _tree(kind: type[CompassError]) -> Iterator[type[CompassError]]:
         yield from _tree(below)
 
 
-@pytest.mark.parametrize("kind", sorted(set(_tree(CompassError)), key=lambda k: k.__name__))
+def _name(kind: type[CompassError]) -> str:
+    return kind.__name__
+
+
+KINDS = sorted(set(_tree(CompassError)), key=_name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_error_leaves_an_actor_as_it_was(kind: type[CompassError]) -> None:
     """Pickled and back: the same class, the same words, the same fields."""
     error = kind("a sentence", {"space": "new", "lag": 3})
@@ -29,7 +36,7 @@ def test_each_error_leaves_an_actor_as_it_was(kind: type[CompassError]) -> None:
     assert str(again) == "a sentence"
 
 
-@pytest.mark.parametrize("kind", sorted(set(_tree(CompassError)), key=lambda k: k.__name__))
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_error_is_a_problem_document(kind: type[CompassError]) -> None:
     """The members of RFC 9457, and what a program needs; a retry helps where the class says so."""
     problem = kind("a sentence", {"lag": 3}).problem()

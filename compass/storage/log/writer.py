@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_GROUP_ROWS = 20_000
 _DUE_BYTES = 64 << 20
 _DUE_FILES = 64
 
@@ -61,6 +60,7 @@ class CollectionStore:
         cache: This node's cache; the view is in `<cache>/<uuid>`.
         grace_s: How long replaced files outlive their replacement, for readers that have listed them.
         lock_wait_s: How long to wait for a reader of this node to let go of the view.
+        group_rows: How many chunks of waiting writes share one commit, at most; a larger write has its own.
 
     Raises:
         TakenOverError: a process of this node writes the collection already.
@@ -68,9 +68,17 @@ class CollectionStore:
     """
 
     def __init__(
-        self, objects: Objects, uuid: str, cache: Path, *, grace_s: float = 600.0, lock_wait_s: float = 10.0
+        self,
+        objects: Objects,
+        uuid: str,
+        cache: Path,
+        *,
+        grace_s: float = 600.0,
+        lock_wait_s: float = 10.0,
+        group_rows: int = 20_000,
     ) -> None:
         self.objects, self.uuid, self.grace_s = objects, uuid, grace_s
+        self._group_rows = group_rows
         self._lock = FileLock(lock_path(cache, uuid))
         self._applier = Applier(objects, uuid, view_path(cache, uuid))
         self._log = self._applier.log
@@ -222,7 +230,7 @@ class CollectionStore:
     def _take_waiting(self) -> list[_Job[Any]]:
         jobs: list[_Job[Any]] = []
         weight = 0
-        while self._waiting and (not jobs or weight + self._waiting[0].weight <= _GROUP_ROWS):
+        while self._waiting and (not jobs or weight + self._waiting[0].weight <= self._group_rows):
             jobs.append(self._waiting.popleft())
             weight += jobs[-1].weight
         return jobs

@@ -13,7 +13,7 @@ from compass.cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "said"),
+    ("arguments", "variables", "sentence"),
     [
         (["serve", "--port", "99999"], {}, "COMPASS_PORT"),
         (["serve"], {"COMPASS_LEASE_S": "soon"}, "COMPASS_LEASE_S"),
@@ -22,13 +22,13 @@ from compass.cli.main import main
     ],
 )
 def test_bad_settings_end_it_with_a_sentence(
-    arguments: list[str], variables: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], variables: dict[str, str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1, the setting's name, what is wrong with it; no traceback."""
     monkeypatch.chdir(tmp_path)
     done: Any = CliRunner().invoke(main, arguments, env=variables)
     assert done.exit_code == 1
-    assert said in done.output
+    assert sentence in done.output
     assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
 

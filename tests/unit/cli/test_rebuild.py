@@ -78,7 +78,7 @@ def test_it_orders_watches_and_ends_with_the_run(monkeypatch: pytest.MonkeyPatch
 def test_a_dry_run_is_one_call_that_may_take_long() -> None:
     """It is ordered with its prices, and what comes back is shown; nothing is watched."""
     span = {"low": 1.0, "estimate": 2.0, "high": 3.0}
-    report = {
+    report: dict[str, Any] = {
         "chunks": {"total": 4, "without_text": 0, "embedded": 1, "missing": 3, "sampled": 3},
         "endpoints": [],
         "docs_per_s": span,

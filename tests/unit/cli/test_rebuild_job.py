@@ -37,6 +37,7 @@ class ScriptedClient:
     def __init__(self, *answers: Any, start_error: Exception | None = None, estimate: Any = None) -> None:
         self.answers, self.start_error, self.estimate = list(answers), start_error, estimate
         self.started: list[dict[str, Any]] = []
+        self.start_answer: dict[str, Any] = {"status": "building", "job_id": "j"}
 
     def rebuild(self, collection: str, space: str, **fields: Any) -> Any:
         self.started.append({"collection": collection, "space": space, **fields})
@@ -50,7 +51,7 @@ class ScriptedClient:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, BaseException):
             raise answer
-        return answer
+        return dict(answer)
 
 
 def report(*failures: dict[str, Any]) -> dict[str, Any]:

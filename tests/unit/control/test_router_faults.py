@@ -105,7 +105,7 @@ async def test_a_collection_is_deleted_though_its_writer_is_dead(world: World) -
     """Deleting asks nothing of the writer."""
     uuid = await world.create("one")
     world.cluster.wrap_collection = lambda real: Faulty(
-        real, state=raises(UnavailableError("dead")), info=raises(UnavailableError("dead"))
+        real, state=raises(UnavailableError("dead")), stats=raises(UnavailableError("dead"))
     )
     await world.router.delete_collection("docs")
     assert uuid not in world.root.collections().values()
@@ -120,12 +120,12 @@ async def test_other_collections_never_notice(world: World) -> None:
     uuid = world.route().uuid
 
     def held(real: CollectionService) -> Any:
-        async def info() -> Any:
+        async def stats() -> Any:
             if real is world.cluster.collections[uuid]:
                 await go_on.wait()
             return await real.stats()
 
-        return Faulty(real, info=info)
+        return Faulty(real, stats=stats)
 
     world.cluster.wrap_collection = held
     hanging = asyncio.create_task(world.router.swap("docs", SwapOrder("new")))

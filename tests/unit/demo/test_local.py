@@ -1,8 +1,12 @@
 """The demo starts what it needs on this machine and leaves nothing behind."""
 
+from __future__ import annotations
+
 import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -31,43 +35,45 @@ FAILED = DemoReport(
 )
 
 
+Events = list[str | Path]
+Demo = Callable[..., DemoReport]
+
+
 @pytest.fixture
-def events(monkeypatch):
-    """What was started and stopped, in order; nothing real is."""
-    events: list[str] = []
+def events() -> Events:
+    """What was started and stopped, in order."""
+    return []
+
+
+@pytest.fixture
+def demo_of_fakes(events: Events) -> Demo:
+    """The demo between servers and a service that only tell when they start and stop."""
 
     @contextmanager
-    def servers(models):
+    def servers(models: Sequence[Model]) -> Iterator[list[str]]:
         events.append("embed servers start")
         yield ["http://a", "http://b"]
         events.append("embed servers stop")
 
-    async def run(base_url, endpoints, *, data, **options):
+    async def run(base_url: str, endpoints: tuple[str, str], *, data: Path, **options: Any) -> DemoReport:
         events.append(f"run on {base_url} with {endpoints}")
-        assert data.is_dir()
+        assert data in events, "the service has its folder before the job runs"
         return FAILED
 
-    monkeypatch.setattr("compass.demo.local.embed_servers", servers)
-    monkeypatch.setattr("compass.demo.local.run_demo", run)
-    return events
-
-
-@pytest.fixture
-def serve(events):
     @contextmanager
-    def serve(folder: Path):
+    def serve(folder: Path) -> Iterator[str]:
         events.append("service starts")
         events.append(folder)
         yield "http://service"
         events.append("service stops")
 
-    return serve
+    return lambda data, console: demo(data, serve, console=console, servers=servers, run=run)
 
 
-def test_the_service_lives_within_the_embed_servers(events, serve, tmp_path):
+def test_the_service_lives_within_the_embed_servers(events: Events, demo_of_fakes: Demo, tmp_path: Path) -> None:
     """A service that stops must still reach its embedders, so it starts last and stops first."""
     out = io.StringIO()
-    report = demo(tmp_path, serve, console=Console(file=out, width=100))
+    report = demo_of_fakes(tmp_path, Console(file=out, width=100))
     assert report is FAILED
     assert "5 of 5 queries failed" in out.getvalue()
     assert events == [
@@ -81,14 +87,14 @@ def test_the_service_lives_within_the_embed_servers(events, serve, tmp_path):
     assert tmp_path.is_dir()
 
 
-def test_a_temporary_folder_is_removed(events, serve):
+def test_a_temporary_folder_is_removed(events: Events, demo_of_fakes: Demo) -> None:
     """Without a data folder of the user's nothing stays on the disk."""
-    demo(None, serve, console=Console(file=io.StringIO()))
+    demo_of_fakes(None, Console(file=io.StringIO()))
     [folder] = [e for e in events if isinstance(e, Path)]
     assert not folder.exists()
 
 
-def test_an_embed_server_that_does_not_start_says_why():
+def test_an_embed_server_that_does_not_start_says_why() -> None:
     """The last words of the process are in the error, at once and not after the timeout."""
     with pytest.raises(UnavailableError, match="Invalid value for '--dims'"), embed_servers([Model("words", 0)]):
         pass

@@ -1,12 +1,18 @@
 """What the demo prints, and what makes it fail."""
 
+from __future__ import annotations
+
 import io
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from compass.demo.report import DemoReport, Example, show
+
+Printed = Callable[[DemoReport], str]
 
 GOOD = DemoReport(
     chunks=6000,
@@ -29,7 +35,7 @@ GOOD = DemoReport(
 
 
 @pytest.fixture
-def printed():
+def printed() -> Printed:
     def show_plainly(report: DemoReport) -> str:
         out = io.StringIO()
         show(report, Console(file=out, width=100, force_terminal=False))
@@ -38,7 +44,7 @@ def printed():
     return show_plainly
 
 
-def test_a_good_report_says_what_was_measured(printed):
+def test_a_good_report_says_what_was_measured(printed: Printed) -> None:
     """The rate, the queries, the spaces, the swap and the bytes stand in the output."""
     text = printed(GOOD)
     for words in (
@@ -56,7 +62,7 @@ def test_a_good_report_says_what_was_measured(printed):
     assert GOOD.ok
 
 
-def test_the_spaces_stand_side_by_side(printed):
+def test_the_spaces_stand_side_by_side(printed: Printed) -> None:
     """The best of both spaces share a line, under the question."""
     lines = printed(GOOD).splitlines()
     asked = next(i for i, line in enumerate(lines) if "compress a file" in line)
@@ -64,7 +70,7 @@ def test_the_spaces_stand_side_by_side(printed):
     assert "gzip.open" in lines[asked + 1]
 
 
-def test_output_is_plain_without_a_terminal(printed):
+def test_output_is_plain_without_a_terminal(printed: Printed) -> None:
     """No escape sequence reaches a log file."""
     assert "\x1b" not in printed(GOOD)
 
@@ -80,7 +86,7 @@ def test_output_is_plain_without_a_terminal(printed):
         ({"bytes_freed": 0}, "freed nothing"),
     ],
 )
-def test_what_went_wrong_is_said_and_fails_the_report(printed, change, words):
+def test_what_went_wrong_is_said_and_fails_the_report(printed: Printed, change: dict[str, Any], words: str) -> None:
     """Each promise that was not kept makes the report not ok and is named."""
     report = replace(GOOD, **change)
     assert not report.ok

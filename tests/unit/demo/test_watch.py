@@ -1,6 +1,9 @@
 """What the demo's querier takes for a right answer."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -23,12 +26,12 @@ RIGHT = Answer(200, 0.01, results=3, space="old", epoch=1)
         (Answer(200, 0.01, results=3, space="old"), "of epoch None, after epoch 1 had been seen"),
     ],
 )
-def test_only_a_full_answer_of_the_default_space_is_right(answer, why):
+def test_only_a_full_answer_of_the_default_space_is_right(answer: Answer, why: str | None) -> None:
     """A 200 with results, from the space that was the default, of no epoch older than one seen."""
     assert why_wrong(answer, {"old"}, min_epoch=1) == why
 
 
-def test_every_answer_is_counted_and_the_first_failures_are_kept():
+def test_every_answer_is_counted_and_the_first_failures_are_kept() -> None:
     """Failures count in full, words are kept for a few, and a failed answer moves no epoch."""
     tally = Tally()
     for _ in range(7):
@@ -39,7 +42,7 @@ def test_every_answer_is_counted_and_the_first_failures_are_kept():
     assert tally.percentile_ms(50) == pytest.approx(20)
 
 
-def test_a_body_that_is_not_json_is_a_failure_in_words():
+def test_a_body_that_is_not_json_is_a_failure_in_words() -> None:
     """A proxy's page is quoted, not raised."""
     answer = read_answer(httpx.Response(200, text="<html>"), 0.1)
     assert why_wrong(answer, {"old"}, 0) == "no results"
@@ -49,7 +52,7 @@ def test_a_body_that_is_not_json_is_a_failure_in_words():
 class _Service:
     """Answers each search when the test says so, from the default of that moment."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.default, self.epoch = "old", 1
         self.gate = asyncio.Event()
         self.arrived = asyncio.Semaphore(0)
@@ -61,17 +64,17 @@ class _Service:
 
 
 @pytest.fixture
-def service():
+def service() -> _Service:
     return _Service()
 
 
 @pytest.fixture
-async def querier(service):
+async def querier(service: _Service) -> AsyncIterator[Querier]:
     async with httpx.AsyncClient(base_url="http://service", transport=httpx.MockTransport(service)) as client:
         yield Querier(client, "docs", ["what"], "old")
 
 
-async def test_a_query_in_flight_over_a_swap_may_be_answered_by_either(service, querier):
+async def test_a_query_in_flight_over_a_swap_may_be_answered_by_either(service: _Service, querier: Querier) -> None:
     """What was asked before the swap and answered after it may come from both spaces."""
     asked = asyncio.create_task(querier.ask())
     await service.arrived.acquire()
@@ -83,7 +86,9 @@ async def test_a_query_in_flight_over_a_swap_may_be_answered_by_either(service, 
     assert querier.tally.answered == {"new": 1}
 
 
-async def test_a_query_after_a_swap_must_not_be_answered_by_the_old_space(service, querier):
+async def test_a_query_after_a_swap_must_not_be_answered_by_the_old_space(
+    service: _Service, querier: Querier
+) -> None:
     """Once the call has returned, an answer of the old space is a failure."""
     service.gate.set()
     with querier.swapping("new"):
@@ -92,7 +97,7 @@ async def test_a_query_after_a_swap_must_not_be_answered_by_the_old_space(servic
     assert querier.tally.failures == ["answered by 'old', expected new"]
 
 
-async def test_an_unswapped_query_must_not_be_answered_by_another_space(service, querier):
+async def test_an_unswapped_query_must_not_be_answered_by_another_space(service: _Service, querier: Querier) -> None:
     """Before any swap the new space must not answer unnamed queries."""
     service.gate.set()
     service.default = "new"
@@ -100,7 +105,7 @@ async def test_an_unswapped_query_must_not_be_answered_by_another_space(service,
     assert querier.tally.failed == 1
 
 
-async def test_an_epoch_must_not_fall(service, querier):
+async def test_an_epoch_must_not_fall(service: _Service, querier: Querier) -> None:
     """An answer of an older epoch than one seen before the question is a failure."""
     service.gate.set()
     service.epoch = 5
@@ -110,7 +115,7 @@ async def test_an_epoch_must_not_fall(service, querier):
     assert querier.tally.failures == ["of epoch 4, after epoch 5 had been seen"]
 
 
-async def test_leaving_waits_for_what_was_asked(service, querier):
+async def test_leaving_waits_for_what_was_asked(service: _Service, querier: Querier) -> None:
     """No query is forgotten: each one asked is counted when the context ends."""
     async with querier.running(rate=200) as tally:
         for _ in range(3):
@@ -121,10 +126,10 @@ async def test_leaving_waits_for_what_was_asked(service, querier):
     assert tally.failed == 0
 
 
-async def test_a_dead_service_is_a_failed_query_and_no_exception(service):
+async def test_a_dead_service_is_a_failed_query_and_no_exception(service: _Service) -> None:
     """A refused connection is counted, so that the demo goes on and tells."""
 
-    def refuse(request):
+    def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     async with httpx.AsyncClient(base_url="http://service", transport=httpx.MockTransport(refuse)) as client:

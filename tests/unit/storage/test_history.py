@@ -67,9 +67,12 @@ def test_a_collection_begins_with_its_creation(disk: Any) -> None:
 def test_the_state_remembers_who_was_the_default(disk: Any) -> None:
     """When each space ceased to be it, until it is the default again or gone; also after a cold start."""
     store = disk.store()
-    assert store.state.previous_default is None
+    before = store.state
+    assert before.previous_default is None
     store.change(SwapDefault("one-id", 1, "two-id", 5.0))
-    assert (store.state.previous_default.id, dict(store.state.defaults_until)) == ("one-id", {"one-id": 5.0})
+    previous = store.state.previous_default
+    assert previous is not None
+    assert (previous.id, dict(store.state.defaults_until)) == ("one-id", {"one-id": 5.0})
     store.change(SwapDefault("two-id", 2, "one-id", 6.0))
     assert dict(store.state.defaults_until) == {"two-id": 6.0}
     view = disk.view("cold")

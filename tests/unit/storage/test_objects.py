@@ -12,7 +12,6 @@ import pytest
 
 from compass.errors import NotImplementedYetError, StorageError
 from compass.storage.objects import LocalObjects, open_objects
-from compass.storage.objects import local as module
 
 
 @pytest.fixture
@@ -20,18 +19,25 @@ def objects(tmp_path: Path) -> LocalObjects:
     return LocalObjects(tmp_path)
 
 
+def content(objects: LocalObjects, key: str) -> bytes:
+    """All bytes of an object that is there."""
+    data = objects.read(key)
+    assert data is not None
+    return bytes(data.to_pybytes())
+
+
 def test_create_never_replaces(objects: LocalObjects) -> None:
     """The second create of a key answers False and leaves the first one's bytes."""
     assert objects.create("a/b", b"first")
     assert not objects.create("a/b", b"second")
-    assert objects.read("a/b").to_pybytes() == b"first"
+    assert content(objects, "a/b") == b"first"
 
 
 def test_write_replaces(objects: LocalObjects) -> None:
     """A write replaces what was there as a whole."""
     objects.write("a/b", b"a longer first text")
     objects.write("a/b", b"second")
-    assert objects.read("a/b").to_pybytes() == b"second"
+    assert content(objects, "a/b") == b"second"
 
 
 @pytest.mark.parametrize("size", [0, 1, (64 << 10) + 1])
@@ -39,7 +45,7 @@ def test_bytes_come_back(objects: LocalObjects, size: int) -> None:
     """What was written is read, whether it is empty, small or memory-mapped."""
     data = os.urandom(size)
     objects.create("k", data)
-    assert objects.read("k").to_pybytes() == data
+    assert content(objects, "k") == data
 
 
 def test_absent_objects(objects: LocalObjects) -> None:
@@ -87,9 +93,9 @@ def test_file_and_folder_are_synced_before_the_answer(
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         return "bytes" if path.parent.name == ".unfinished" else path.name
 
-    monkeypatch.setattr(module.os, "fsync", spy("sync", os.fsync, opened))
-    monkeypatch.setattr(module.os, "link", spy("name", os.link, lambda _, to: to.name))
-    monkeypatch.setattr(module.os, "replace", spy("name", os.replace, lambda _, to: to.name))
+    monkeypatch.setattr(os, "fsync", spy("sync", os.fsync, opened))
+    monkeypatch.setattr(os, "link", spy("name", os.link, lambda _, to: to.name))
+    monkeypatch.setattr(os, "replace", spy("name", os.replace, lambda _, to: to.name))
     getattr(objects, operation)("new/sub/key", b"x")
     assert did == ["sync bytes", "name key", "sync sub", "sync new", f"sync {objects.root.name}"]
 

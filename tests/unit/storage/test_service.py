@@ -119,4 +119,4 @@ async def test_housekeeping_outlives_an_error(world: World, monkeypatch: pytest.
 
     monkeypatch.setattr(world.store, "due", due)
     monkeypatch.setattr(world.store, "compact", lambda: loop.call_soon_threadsafe(compacted.set))
-    await asyncio.wait_for(compacted.wait(), 5)
+    await asyncio.wait_for(compacted.wait(), 60)

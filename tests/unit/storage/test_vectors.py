@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,20 @@ def test_the_run_record(vectors: SpaceVectors) -> None:
     assert vectors.read_run() == run_record(state="done", owns_below=1)
 
 
+def writes(data: bytes) -> Callable[[Path], None]:
+    """A graph that saves itself as these bytes."""
+
+    def save(path: Path) -> None:
+        path.write_bytes(data)
+
+    return save
+
+
 def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
     """The newest snapshot is what is loaded, and it is the only one kept."""
     assert vectors.load_index(Path.read_bytes) is None
-    vectors.save_index(lambda path: path.write_bytes(b"first") and None, {"seq": 1})
-    vectors.save_index(lambda path: path.write_bytes(b"second") and None, {"seq": 2})
+    vectors.save_index(writes(b"first"), {"seq": 1})
+    vectors.save_index(writes(b"second"), {"seq": 2})
     assert vectors.load_index(Path.read_bytes) == (b"second", {"seq": 2})
     assert vectors.bytes_on_disk() < 200
 
@@ -149,7 +159,7 @@ def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "gone", "half a note"])
 def test_a_damaged_index_snapshot_is_none(disk: Any, vectors: SpaceVectors, damage: str) -> None:
     """A snapshot that does not match its checksum is not loaded: the index is built anew."""
-    vectors.save_index(lambda path: path.write_bytes(b"some graph") and None, {})
+    vectors.save_index(writes(b"some graph"), {})
     folder = f"{disk.uuid}/spaces/one-id/index"
     data, note = (disk.objects.local_path(key) for key in disk.objects.list(folder))
     match damage:

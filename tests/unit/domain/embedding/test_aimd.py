@@ -19,7 +19,7 @@ def driven(window: Window, permits: int, answer_s: float, lanes: int | None = No
     now, good, refused = 0.0, 0, 0
     learnt_at = 4_000 * answer_s
     flying: list[tuple[float, float]] = []  # (ends, sent)
-    free = [0.0] * (lanes or permits)
+    free = [0.0] * (lanes or permits)  # a heap: when each lane is free again
     while now < 2 * learnt_at:
         while len(flying) < window.size:
             if len(flying) >= permits:
@@ -27,9 +27,9 @@ def driven(window: Window, permits: int, answer_s: float, lanes: int | None = No
                 window.refused(now, now)
                 now += 0.001  # nothing is answered faster
                 break
-            lane = min(range(len(free)), key=free.__getitem__)
-            free[lane] = max(now, free[lane]) + answer_s
-            heapq.heappush(flying, (free[lane], now))
+            ends = max(now, free[0]) + answer_s
+            heapq.heapreplace(free, ends)
+            heapq.heappush(flying, (ends, now))
         if flying and (len(flying) >= window.size or flying[0][0] <= now):
             now, sent = heapq.heappop(flying)
             good += now > learnt_at

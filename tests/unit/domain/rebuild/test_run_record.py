@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from compass.domain.embedding.endpoint_stats import EndpointState, EndpointStats
@@ -14,6 +15,7 @@ from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.rebuild.status import RebuildStatus, RunStatus, status_of_run
 from compass.rebuild.endpoint_stats import RunEndpoints
 
+OLDER = Path(__file__).parents[3] / "data" / "v0.1.0"
 ORDER = RebuildOrder(("http://a", "http://b"), "j", batch_size=8)
 FLEET = (EndpointStats("http://a", in_flight=1, docs_per_s=2.5),)
 
@@ -33,6 +35,13 @@ def test_a_record_survives_json() -> None:
     stored = json.loads(json.dumps(record.to_json()))
     assert RunRecord.from_json(stored) == record
     assert stored["tainted"] is True, "names on disk stay"
+
+
+def test_a_record_of_an_older_version_is_written_as_it_was_read() -> None:
+    """What version 0.1.0 left on disk has the same names and values for this one."""
+    [stored] = OLDER.glob("*/spaces/new-*/run.json")
+    record = json.loads(stored.read_text())
+    assert RunRecord.from_json(record).to_json() == record
 
 
 def test_a_record_tells_the_status() -> None:

@@ -67,6 +67,18 @@ class Play:
         self.waiting: dict[int, str] = {}
         self.heard: dict[str, Directive] = {}
 
+    def fences(self, gateway: str) -> tuple[Fence, ...]:
+        """The fences of the last directive that a gateway has heard."""
+        return self.heard[gateway].fences
+
+    def table(self, gateway: str) -> RoutingTable | None:
+        """The table of that directive; None where it brought no new one."""
+        return self.heard[gateway].table
+
+    def fences_of_router(self) -> tuple[Fence, ...]:
+        """The fences that stand now, whoever has heard of them."""
+        return self.core.fences
+
     def do(self, make: Callable[[float], Event]) -> list[Instruction]:
         """Hand in an event of now; what is to be done besides answering."""
         rest: list[Instruction] = []
@@ -109,14 +121,15 @@ def test_healthy_swap_takes_two_round_trips() -> None:
     play = Play()
     play.join("g", "h")
     assert play.begin() == []
-    assert play.heard["g"].fences == play.heard["h"].fences == (Fence(2, DEFAULT),)
-    assert play.heard["g"].table is None
+    assert play.fences("g") == play.fences("h") == (Fence(2, DEFAULT),)
+    assert play.table("g") is None
     assert play.poll("g") == []
     assert play.poll("h") == [RunCommit(1)]
     assert play.committed() == []
-    assert play.heard["g"].fences == ()
-    assert play.heard["g"].table is not None
-    assert play.heard["g"].table.route("c").default == "new"
+    assert play.fences("g") == ()
+    table = play.table("g")
+    assert table is not None
+    assert table.route("c").default == "new"
     assert play.poll("g") == []
     assert play.poll("h") == [Finished(1)]
 
@@ -130,7 +143,7 @@ def test_poll_without_news_waits_a_quarter_of_a_lease() -> None:
     play.pass_time(LEASE_S / 4 - 0.1)
     assert play.heard == {}
     play.pass_time(0.1)
-    assert play.heard["g"].table is None
+    assert play.table("g") is None
     assert play.heard["g"].stamp == play.core.stamp
 
 
@@ -179,14 +192,14 @@ def test_queries_are_not_held_while_a_silent_gateways_lease_runs_out() -> None:
     play.poll("g")
     play.poll("g")
     play.pass_time(PATIENCE_S)
-    assert play.heard["g"].fences == ()
+    assert play.fences("g") == ()
     for _ in range(4):
         play.poll("g")
         assert play.pass_time(1.6) == []
-        assert play.heard["g"].fences == ()
+        assert play.fences("g") == ()
     play.poll("g")
     play.pass_time(1.6)
-    assert [fence.scope for fence in play.heard["g"].fences] == [DEFAULT]
+    assert [fence.scope for fence in play.fences("g")] == [DEFAULT]
     assert play.poll("g") == [RunCommit(1)]
 
 
@@ -212,9 +225,9 @@ def test_last_attempt_keeps_the_fence_up() -> None:
     for _ in range(ATTEMPTS - 1):
         play.pass_time(PATIENCE_S)  # both slow
         play.join("g", "h")
-    assert play.core.fences
+    assert play.fences_of_router()
     play.pass_time(PATIENCE_S)
-    assert play.core.fences
+    assert play.fences_of_router()
     play.poll("g")
     assert play.poll("h") == [RunCommit(1)]
 
@@ -238,8 +251,8 @@ def test_failed_commit_lifts_the_fence() -> None:
     play.poll("g")
     before = play.heard["g"].stamp
     assert play.do(lambda now: CommitFailed(1, now)) == []
-    assert play.heard["g"].fences == ()
-    assert play.heard["g"].table is None
+    assert play.fences("g") == ()
+    assert play.table("g") is None
     assert play.heard["g"].stamp > before
 
 
@@ -252,7 +265,7 @@ def test_transitions_of_one_collection_follow_each_other() -> None:
     assert play.poll("g") == [RunCommit(1)]
     play.committed(1)
     assert play.poll("g") == [Finished(1)]
-    assert play.core.fences == play.heard["g"].fences
+    assert play.fences_of_router() == play.fences("g")
     assert play.poll("g") == [RunCommit(2)]
 
 
@@ -263,7 +276,7 @@ def test_transitions_of_several_collections_go_side_by_side() -> None:
     play.begin(1)
     play.begin(2, Scope("d", default=True))
     assert play.poll("g") == [RunCommit(1)]
-    assert {fence.scope.collection for fence in play.heard["g"].fences} == {"c", "d"}
+    assert {fence.scope.collection for fence in play.fences("g")} == {"c", "d"}
     assert play.poll("g") == [RunCommit(2)]
     play.committed(2, "d")
     play.committed(1, "c")
@@ -275,7 +288,7 @@ def test_empty_scope_is_published_and_awaited_without_a_fence() -> None:
     play = Play()
     play.join("g")
     assert play.begin(scope=Scope("c")) == [RunCommit(1)]
-    assert play.core.fences == ()
+    assert play.fences_of_router() == ()
     assert play.committed() == []
     assert play.poll("g") == [Finished(1)]
 
@@ -350,15 +363,15 @@ def test_successor_waits_for_the_leases_that_it_does_not_know() -> None:
     play.join("g")
     assert play.heard["g"].table is not None, "it publishes at once"
     assert play.begin() == []
-    assert play.core.fences == ()
+    assert play.fences_of_router() == ()
     assert play.core.next_tick(7.9) == LEASE_S
     play.pass_time(2.0)
     play.poll("g")
     play.pass_time(5.9)
-    assert play.core.fences == ()
+    assert play.fences_of_router() == ()
     play.poll("g")
     play.pass_time(0.1)
-    assert play.core.fences
+    assert play.fences_of_router()
     assert play.poll("g") == [RunCommit(1)]
 
 
