@@ -33,6 +33,7 @@ from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import EndpointUnavailableError
 from compass.gateway.routing import RouteTable
+from compass.index.pace import Pace
 from compass.index.service import SpaceIndex
 from compass.storage.log import router_epoch as incarnation
 from compass.storage.objects import LocalObjects
@@ -155,8 +156,10 @@ class FakeCluster:
                 await self.router.identified(view.state().name, space.id, built_by)
 
             vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
-            models = lambda space: self.models[space.config.model]  # noqa: E731 - a port
-            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, models, completed, identified, self.room)
+            models: Callable[[Space], Any] = lambda space: self.models[space.config.model]  # noqa: E731 - a port
+            self.indexes[space.id] = SpaceIndex(
+                recorded, view, vectors, models, completed, identified, self.room, Pace(poll_s=0.02, retry_s=0.05)
+            )
         return self.wrap_index(self.indexes[space.id], space)
 
     def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
@@ -280,8 +283,6 @@ async def hurried(folder: Path) -> AsyncIterator[World]:
         "control.rebuilds.STOP_CHECK_S": 0.02,
         "control.rebuilds.CANCEL_S": 0.1,
         "control.transitions.ASK_AGAIN_S": 0.05,
-        "index.service.POLL_S": 0.02,
-        "index.service.RETRY_S": 0.05,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in waits.items():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from compass.domain.chunk import FloatMatrix, IntVector
+from compass.domain.memory import FIRST_CAPACITY
 from compass.domain.search.scoring import distances
 from compass.domain.space import Metric, SpaceConfig, prepare_vectors
 from compass.errors import StorageError
-from compass.index.vector.hnsw import FIRST_CAPACITY, NICENESS, Graph, nice_this_thread
+from compass.index.vector.hnsw import NICENESS, Graph, nice_this_thread
 
 DIMS = 16
 
@@ -37,7 +38,8 @@ def graph_of(vids: IntVector, vectors: FloatMatrix, metric: Metric = "cosine") -
 def found(graph: Graph, query: FloatMatrix, k: int) -> list[int]:
     answer = graph.search(query[None, :], k)
     assert answer is not None
-    return answer[0][0].tolist()
+    vids: list[int] = answer[0][0].tolist()
+    return vids
 
 
 @pytest.mark.parametrize("live", [0, 1, 7])

@@ -342,22 +342,29 @@ def test_who_answers(
     """The graph answers where many rows may match; brute force where few do, or when it is asked for."""
     search, view = labelled
     ways: list[str] = []
+
+    def noted(way: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            ways.append(way)
+            return work(*args)
+
+        return call
+
     for way in ("near", "exact"):
-        work = getattr(VectorIndex, way)
-        monkeypatch.setattr(VectorIndex, way, lambda *args, _way=way, _work=work: ways.append(_way) or _work(*args))
+        monkeypatch.setattr(VectorIndex, way, noted(way, getattr(VectorIndex, way)))
     for vid in range(MANY):
         view.chunks[vid].metadata.update(half=vid % 2, hundredth=vid % 100)
     view.commits += 1
     query = clustered(1, seed=1)[0]
-    expected = {
+    expected: dict[str, list[dict[str, Any]]] = {
         "near": [{}, {"where": Filter((Equals("half", 1),))}],
         "exact": [{"exact": True}, {"where": Filter((Equals("hundredth", 1),))}, {"top_k": 2_000}],
     }
-    for way, asked in expected.items():
-        for said in asked:
+    for way, questions in expected.items():
+        for options in questions:
             ways.clear()
-            answered(search, query, **said)
-            assert set(ways) == {way}, said
+            answered(search, query, **options)
+            assert set(ways) == {way}, options
 
 
 def test_hits_pass_the_filter_they_were_found_by(vectors: FloatMatrix) -> None:

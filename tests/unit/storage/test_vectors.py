@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from compass.storage.spaces.vectors import SpaceVectors
 @pytest.fixture
 def vectors(disk: Any) -> SpaceVectors:
     return SpaceVectors(disk.objects, disk.uuid, "one-id", 4)
+
+
+def writing(data: bytes) -> Callable[[Path], None]:
+    """What writes this into the file that it is given."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
 
 
 def rows(count: int, seed: int = 0) -> Any:
@@ -140,8 +150,8 @@ def test_the_run_record(vectors: SpaceVectors) -> None:
 def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
     """The newest snapshot is what is loaded, and it is the only one kept."""
     assert vectors.load_index(Path.read_bytes) is None
-    vectors.save_index(lambda path: path.write_bytes(b"first") and None, {"seq": 1})
-    vectors.save_index(lambda path: path.write_bytes(b"second") and None, {"seq": 2})
+    vectors.save_index(writing(b"first"), {"seq": 1})
+    vectors.save_index(writing(b"second"), {"seq": 2})
     assert vectors.load_index(Path.read_bytes) == (b"second", {"seq": 2})
     assert vectors.bytes_on_disk() < 200
 
@@ -149,7 +159,7 @@ def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "gone", "half a note"])
 def test_a_damaged_index_snapshot_is_none(disk: Any, vectors: SpaceVectors, damage: str) -> None:
     """A snapshot that does not match its checksum is not loaded: the index is built anew."""
-    vectors.save_index(lambda path: path.write_bytes(b"some graph") and None, {})
+    vectors.save_index(writing(b"some graph"), {})
     folder = f"{disk.uuid}/spaces/one-id/index"
     data, note = (disk.objects.local_path(key) for key in disk.objects.list(folder))
     match damage:
