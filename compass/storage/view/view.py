@@ -49,11 +49,19 @@ class View:
     its node the writer does it, elsewhere each reader that refreshes.
     """
 
-    def __init__(self, objects: Objects, uuid: str, cache: Path) -> None:
+    def __init__(self, objects: Objects, uuid: str, cache: Path, *, read_only: bool = False) -> None:
+        """A reader of the view below `cache`.
+
+        Args:
+            objects: The root.
+            uuid: The collection.
+            cache: This node's cache.
+            read_only: Write nothing below the root, where a refresh finishes what a writer that died has left.
+        """
         self.uuid = uuid
         self.path = view_path(cache, uuid)
         self._lock = FileLock(lock_path(cache, uuid))
-        self._applier = Applier(objects, uuid, self.path)
+        self._applier = Applier(objects, uuid, self.path, read_only)
         self._applying = threading.Lock()
         self._idle: deque[tuple[int, sqlite3.Connection]] = deque()
         self._live = threading.Lock()
