@@ -105,6 +105,9 @@ async def test_a_follower_that_comes_late_begins_with_the_saved_graph(world: Fol
     """The graph that the owner has saved is enough to begin with, and what was written since is taken in."""
     owner = world.begin()
     await owner.follow(world.ingest(*WORDS), LEVEL_S)
+    search = await owner.follower.ready()
+    while search.settle(len(WORDS)):
+        pass
     await owner.close()
     owner = world.open()
     world.ingest("beech and elm", "poison", file_id="more")
