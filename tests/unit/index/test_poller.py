@@ -23,7 +23,7 @@ async def test_a_step_is_made_when_it_is_due() -> None:
     poller = Poller("it", step, due, Pace(poll_s=NEVER_S))
     for count in (1, 2):
         due.set()
-        await until(lambda count=count: len(steps) == count)  # type: ignore[misc]
+        await until(lambda count=count: len(steps) == count, 30)  # type: ignore[misc]
     await poller.close()
 
 
@@ -38,7 +38,7 @@ async def test_an_error_is_told_until_a_step_goes_well() -> None:
             raise errors.pop(0)
 
     poller = Poller("it", step, asyncio.Event(), Pace(poll_s=0.001, retry_s=0.001))
-    await until(lambda: len(seen) >= 4)
+    await until(lambda: len(seen) >= 4, 30)
     await poller.close()
     assert seen[:4] == [None, "down", "unexpected: ZeroDivisionError: oops", None]
     assert poller.error is None

@@ -270,7 +270,7 @@ async def test_an_active_space_on_a_full_node_answers_and_lags(world: World, ful
     model.embed = counted  # type: ignore[method-assign]
     full.free_bytes = 0
     await world.cluster.collection(world.route().uuid).ingest([ChunkInput("f", i, f"text {i}") for i in range(2_000)])
-    await until(lambda: len(index.follower.missing) and "more memory" in (index.error or ""))
+    await until(lambda: len(index.follower.missing) and "more memory" in (index.error or ""), 30)
     lag, seen = (await index.stats()).lag, len(sent)
     assert 0 < lag <= 2_000
     vector = (await real(["one"]))[0]
@@ -303,7 +303,7 @@ async def test_vectors_that_are_sent_to_a_full_node_wait_in_their_file(world: Wo
     assert {"one", "two"} - {gone.text} <= {hit.chunk.text for hit in hits}
     known = await index.stats()
     assert known.lag > 0
-    await until(lambda: "more memory" in (index.error or ""))
+    await until(lambda: "more memory" in (index.error or ""), 30)
     full.free_bytes = ROOMY
     async with asyncio.timeout(60):  # whoever waits is told
         assert await index.follow(seq, 120) == 0

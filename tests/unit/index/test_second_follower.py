@@ -27,14 +27,14 @@ async def world(tmp_path: Path) -> AsyncIterator[FollowedSpace]:
 
 
 def queries() -> list[Query]:
-    """Each word asked for in several ways."""
-    asked: list[Query] = []
+    """Each word ways for in several ways."""
+    ways: list[Query] = []
     for vector in embedded(*WORDS):
-        asked.append(Query(vector, top_k=100, include_vectors=True))
-        asked.append(Query(vector, top_k=3))
-        asked.append(Query(vector, top_k=100, exact=True))
-        asked.append(Query(vector, top_k=100, where=Filter((Equals("kind", "tree"),))))
-    return asked
+        ways.append(Query(vector, top_k=100, include_vectors=True))
+        ways.append(Query(vector, top_k=3))
+        ways.append(Query(vector, top_k=100, exact=True))
+        ways.append(Query(vector, top_k=100, where=Filter((Equals("kind", "tree"),))))
+    return ways
 
 
 def listing(folder: Path) -> dict[str, tuple[int, str]]:

@@ -84,7 +84,7 @@ async def test_follow_waits_for_its_own_commit_only(world: FollowedSpace) -> Non
     index = world.begin()
     world.model.gate.clear()
     first = asyncio.create_task(index.follow(world.ingest("one"), LEVEL_S))
-    await until(lambda: world.model.sent["one"])
+    await until(lambda: world.model.sent["one"], LEVEL_S)
     assert await index.follow(world.ingest("slow", file_id="g"), 0) == 2
     world.model.gate.set()
     assert await asyncio.wait_for(first, LEVEL_S) == 0
@@ -136,7 +136,7 @@ async def test_the_log_tells_what_the_router_could_not(world: FollowedSpace) -> 
     """A space's record that no `configure` brought is learnt from the log."""
     index = world.begin(status="building")
     state = world.store.change(SetSpace("s-1", status="active"))
-    await until(lambda: index.follower.space == state.by_id("s-1"))
+    await until(lambda: index.follower.space == state.by_id("s-1"), LEVEL_S)
     assert await index.follow(world.ingest("one"), LEVEL_S) == 0
 
 
@@ -243,7 +243,7 @@ async def test_a_fed_space_says_once_that_it_is_complete(world: FollowedSpace) -
     await world.steps()
     assert world.completed == 0
     world.store.ingest([ChunkInput("f", 0, "one", vectors={"s-1": embedded("one")[0]})])
-    await until(lambda: world.completed)
+    await until(lambda: world.completed, LEVEL_S)
     await world.steps()
     assert world.completed == 1
     assert (await texts_of(index, "one"))[0] == "one"
