@@ -38,7 +38,7 @@ class Follower:
 
         Args:
             space: The space as the log records it; the log and `configure` replace it.
-            view: The node's view of the collection.
+            view: The node's view of the collection; a read-only one beside another owner.
             vectors: The space's durable vectors.
             room: The memory that it may take.
         """

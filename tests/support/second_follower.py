@@ -27,13 +27,16 @@ class Known:
     """What a follower says of itself when it is level with a commit, and what it answers.
 
     Attributes:
-        held: How many rows came from a saved graph.
+        lag: How many live chunks it still lacks.
+        saved_rows: How many rows came from a saved graph.
+        vids: What it holds.
         refused: The quarantined vids, and why.
         hits: Of each query.
     """
 
     lag: int
     saved_rows: int
+    vids: list[int]
     refused: dict[int, str]
     hits: list[list[Hit]]
 
@@ -114,6 +117,6 @@ async def _answer(connection: Connection, root: Path, cache: Path, uuid: str, sp
         seq, queries = question
         lag = await follower.follow(seq, ANSWER_S / 2)
         hits = await follower.search(queries)
-        connection.send(Known(lag, follower.saved_rows, dict(follower.refused), hits))
+        connection.send(Known(lag, follower.saved_rows, follower.vids().tolist(), dict(follower.refused), hits))
     await poller.close()
     await follower.close()

@@ -67,6 +67,7 @@ async def assert_level(world: FollowedSpace, owner: SpaceIndex, second: SecondFo
     known = await second.known(seq, queries())
     assert known.lag == 0
     assert_alike(hits, known.hits)
+    assert known.vids == owner.follower.vids().tolist()
     assert known.refused == dict(owner.follower.refused)
     assert listing(world.folder / "data") == before
     assert world.model.calls == calls
