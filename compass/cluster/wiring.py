@@ -30,6 +30,7 @@ from compass.gateway.batching import BatchedIndex
 from compass.gateway.gateway import Gateway
 from compass.gateway.routing import RouteTable
 from compass.index.free_memory import open_room
+from compass.index.pace import DEFAULT_PACE, Pace
 from compass.index.service import SpaceIndex
 from compass.rebuild.estimator import Estimator
 from compass.rebuild.run import RebuildRun
@@ -71,6 +72,7 @@ def open_index(
     *,
     embedders: Embedders | None = None,
     room: Room | None = None,
+    pace: Pace = DEFAULT_PACE,
 ) -> SpaceIndex:
     """The index of a space.
 
@@ -82,6 +84,7 @@ def open_index(
         router: Finds the router, each time that the index has something to report to it.
         embedders: Opens the embedder of its documents; None: its endpoint, which must be the model that built it.
         room: The memory that it may take; None: what its node can give.
+        pace: How often it looks at the log, and waits.
     """
     view, state, space = _read_space(root, uuid, space_id)
 
@@ -99,6 +102,7 @@ def open_index(
         completed,
         identified,
         room or open_room(settings.memory_reserve_bytes),
+        pace,
     )
 
 

@@ -11,7 +11,7 @@ from compass.errors import InsufficientMemoryError
 FIRST_CAPACITY = 1024  # rows of an empty graph
 GROWTH = 1.5  # of a graph that is full
 SLICE_ROWS = 1_000  # rows on their way from a file into rows and graph
-SMALL_BYTES = 64 << 20  # a space up to here is never turned away
+SMALL_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,19 @@ class Room:
     Attributes:
         free_bytes: Asked each time: others take memory too.
         node: Its name, for whoever reads the error.
+        small_bytes: A space up to here is never turned away.
     """
 
     free_bytes: Callable[[], int]
     node: str
+    small_bytes: int = SMALL_BYTES
 
     def fits(self, more_bytes: int, held_bytes: int) -> bool:
         """Whether a space that holds so much can take more; a small one always can."""
-        return more_bytes <= 0 or held_bytes + more_bytes <= SMALL_BYTES or more_bytes <= self.free_bytes()
+        return more_bytes <= 0 or held_bytes + more_bytes <= self.small_bytes or more_bytes <= self.free_bytes()
 
     def require(self, what: str, more_bytes: int, held_bytes: int, freed_bytes: int = 0) -> None:
-        """Return if `what` can take more.
+        """Check that `what` can take more.
 
         Args:
             what: The beginning of the sentence for a person.

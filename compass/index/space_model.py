@@ -1,4 +1,4 @@
-"""The model behind a space's endpoints: it embeds what the follower asks for, and has to stay the same one."""
+"""The model behind a space's endpoints: it embeds what is missing, and has to stay the same one."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class SpaceModel:
         own = space.config.embed_endpoint, space.config.api_key_env
         keys = [api_key_env or (own[1] if url == own[0] else None) for url in endpoints]
         unknown = replace(space, built_by=None)  # it is to say what it is, not to be refused for it
-        asked = [unknown.with_config(embed_endpoint=u, api_key_env=k) for u, k in zip(endpoints, keys, strict=True)]
-        return await asyncio.gather(*(examine_endpoint(self._open_embedder, one, samples) for one in asked))
+        spaces = [unknown.with_config(embed_endpoint=u, api_key_env=k) for u, k in zip(endpoints, keys, strict=True)]
+        return await asyncio.gather(*(examine_endpoint(self._open_embedder, one, samples) for one in spaces))
 
     async def ensure_same_model(self, space: Space, endpoints: Sequence[str], api_key_env: str | None = None) -> None:
-        """Return if none of these endpoints turns out to be another model than the one that built the space.
+        """Check that none of these endpoints is another model than the one that built the space.
 
         Raises:
-            FingerprintMismatchError: one does; one that does not answer does not.
+            FingerprintMismatchError: one is; one that does not answer passes.
         """
-        found = await self.examine(space, endpoints, api_key_env)
-        agreed_model(space, found, accept=False, advice="rebuild it with restart, or add a space for the new model")
+        answers = await self.examine(space, endpoints, api_key_env)
+        agreed_model(space, answers, accept=False, advice="rebuild it with restart, or add a space for the new model")
 
     def identify_aside(self, space: Space) -> None:
         """Have it recorded who has built the space, before another model can take the place.
@@ -85,8 +85,8 @@ class SpaceModel:
     async def _identify(self, space: Space) -> None:
         endpoint = space.config.embed_endpoint
         assert endpoint is not None
-        found = await self.examine(space, [endpoint], space.config.api_key_env)
-        built_by = agreed_model(space, found, accept=False, advice="add a space for the new model, and swap")
+        answers = await self.examine(space, [endpoint], space.config.api_key_env)
+        built_by = agreed_model(space, answers, accept=False, advice="add a space for the new model, and swap")
         if built_by is not None:
             await self._identified(built_by)
 

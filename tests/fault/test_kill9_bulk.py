@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from compass.embedding.builtin import HashingModel
-from compass.index.service import SAMPLES
+from compass.index.backfill import SAMPLES
 from compass.storage.objects import open_objects
 from compass.storage.root import Root
 from compass.storage.snapshot.parts import MissingObjectError

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from compass.index.service import SAMPLES
+from compass.index.backfill import SAMPLES
 from compass.storage.objects import open_objects
 from compass.storage.root import Root
 from compass.storage.snapshot.parts import MissingObjectError

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response
 
-from compass.index.service import SAMPLES
+from compass.index.backfill import SAMPLES
 from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray

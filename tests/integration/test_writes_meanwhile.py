@@ -15,7 +15,7 @@ import pytest
 from starlette.responses import Response
 
 from compass.embedding.builtin import HashingModel
-from compass.index.service import SAMPLES
+from compass.index.backfill import SAMPLES
 from compass.testing.embed_server import served
 
 pytestmark = pytest.mark.ray

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,14 +233,13 @@ STORY: list[Step] = [
 
 def only_the_default_follows(world: World) -> None:
     """A space that is not the default embeds nothing."""
-    mine = SpaceIndex._mine
 
-    def lazy(index: SpaceIndex) -> IntVector:
-        is_default = world.route().default == index._space.name
-        return mine(index) if is_default else np.empty(0, np.int64)
+    def owned(index: SpaceIndex, missing: Callable[[], IntVector]) -> IntVector:
+        is_default = world.route().default == index.follower.space.name
+        return missing() if is_default else np.empty(0, np.int64)
 
     for index in world.cluster.indexes.values():
-        index._mine = lazy.__get__(index)  # type: ignore[method-assign]
+        index.backfill.owned = partial(owned, index, index.backfill.owned)  # type: ignore[method-assign]
 
 
 def one_embedder_for_both(world: World) -> None:
@@ -250,8 +250,6 @@ def one_embedder_for_both(world: World) -> None:
             return super().__getitem__(SPACES[world.route().default].model)
 
     world.cluster.models = Shared(world.cluster.models)
-    for index in world.cluster.indexes.values():
-        index._model._embedder = None
 
 
 def updates_keep_their_vector(world: World) -> None:

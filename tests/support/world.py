@@ -33,6 +33,7 @@ from compass.domain.space import Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
 from compass.errors import EndpointUnavailableError
 from compass.gateway.routing import RouteTable
+from compass.index.pace import Pace
 from compass.index.service import SpaceIndex
 from compass.settings import Settings
 from compass.storage.root import Root
@@ -151,6 +152,7 @@ class FakeCluster:
                 self._now_router,
                 embedders=self._embedder,
                 room=self.room,
+                pace=Pace(poll_s=0.02, retry_s=0.05),
             )
         return self.wrap_index(self.indexes[space.id], space)
 
@@ -284,8 +286,6 @@ async def hurried(folder: Path) -> AsyncIterator[World]:
         "control.rebuilds.STOP_CHECK_S": 0.02,
         "control.rebuilds.CANCEL_S": 0.1,
         "control.transitions.ASK_AGAIN_S": 0.05,
-        "index.service.POLL_S": 0.02,
-        "index.service.RETRY_S": 0.05,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, seconds in waits.items():

@@ -117,8 +117,8 @@ class ExactRows:
 
     def positions(self, vids: IntVector) -> IntVector:
         """Where the held ones of these vids are, in order of position."""
-        found = [p for p in map(self._position.get, vids.tolist()) if p is not None]
-        return np.sort(np.array(found, np.int64))
+        held = [p for p in map(self._position.get, vids.tolist()) if p is not None]
+        return np.sort(np.array(held, np.int64))
 
     def scan(self, query: FloatVector, count: int, start: int = 0) -> Candidates:
         """The `count` nearest (and ties with the last) of the rows from a position on: exact."""

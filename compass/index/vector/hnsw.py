@@ -17,7 +17,7 @@ from compass.domain.memory import FIRST_CAPACITY, GROWTH, Footprint, grown
 from compass.domain.space import SpaceConfig
 from compass.errors import StorageError
 
-Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+Nearest = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 NICENESS = 10  # of threads that build: queries come first
 HEADER = struct.Struct("<6Q2i3QdQ")  # of hnswlib 0.8's file: sizes and offsets, then the elements of level 0
@@ -79,7 +79,7 @@ class Graph:
                 if vid not in self._dead and self._mark_deleted(vid):
                     self._dead.add(vid)
 
-    def search(self, queries: FloatMatrix, k: int, threads: int = 1) -> Found | None:
+    def search(self, queries: FloatMatrix, k: int, threads: int = 1) -> Nearest | None:
         """The `k` nearest of each query, nearest first, found with a beam of width `k`.
 
         Args:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,17 +19,13 @@ from compass.domain.search.query import Hit, Query
 from compass.domain.search.scoring import scores
 from compass.domain.space import SpaceConfig, why_unfit
 from compass.errors import InvalidRequestError
+from compass.index.vector.candidate_search import CandidateSearch, find_candidates
 from compass.index.vector.exact import Candidates
 from compass.index.vector.vector_index import VectorIndex
 
 log = logging.getLogger(__name__)
 
-SEARCH_THREADS = min(4, os.cpu_count() or 1)
 BUILD_SLICE = SLICE_ROWS  # enough to keep several threads busy, and queries get in between
-EXACT_COST = 32  # a candidate of the graph costs as much as reading this many rows one after the other
-PICKED_COST = 8  # ... or as picking this many, those that pass a filter
-WIDEN = 4  # how much wider a search is asked again
-FILTER_MARGIN = 3  # a filtered search asks for this many times the rank where its last hit is expected
 FILTERS_KEPT = 8
 COMPACT_SHARE, COMPACT_ROWS = 0.3, 1_000
 
@@ -51,17 +46,15 @@ class ChunkView(Protocol):
 class SpaceSearch:
     """The vectors of one space and the hits among them; thread-safe, blocking.
 
-    A search asks for more candidates than it needs, drops those that the filter or the view does not know,
-    and asks wider when too few are left, in the end by brute force over all rows that may match. So neither a
-    filter, nor deletes, nor a view that is ahead ever makes an answer short. (A filter that hnswlib calls for
-    each row that it meets needs the interpreter each time: 4 to 40 times slower than asking wider.)
+    What passes a filter is looked for among ever more candidates, see `domain/search/plan.py`. (A filter that
+    hnswlib calls for each row that it meets needs the interpreter each time: 4 to 40 times slower.)
     """
 
     def __init__(self, config: SpaceConfig, view: ChunkView, room: Room = UNLIMITED) -> None:
         """Begin empty; it grows only where `room` allows."""
         self._config, self._view, self._room = config, view, room
         self._index = VectorIndex(config, room)
-        self._cramped = False  # whether a compaction that pays does not fit
+        self._memory_limited = False  # whether a compaction that pays does not fit
         self._changing = threading.Lock()  # adds and removals against the switch of a compaction
         self._compacting = threading.Lock()
         self._filters = _Filters(view)
@@ -87,11 +80,15 @@ class SpaceSearch:
         return self._index.memory_bytes()
 
     def reserve(self, count: int) -> None:
-        """Return if there is room for so many further vectors; InsufficientMemoryError if not."""
+        """Check that there is room for so many further vectors.
+
+        Raises:
+            InsufficientMemoryError: there is not.
+        """
         self._index.reserve(count)
 
     def require(self, rows: int, afresh: bool) -> None:
-        """Return if a space of so many vectors fits, in place of this one or grown from it.
+        """Check that a space of so many vectors fits, in place of this one or grown from it.
 
         Raises:
             InsufficientMemoryError: it does not.
@@ -142,11 +139,11 @@ class SpaceSearch:
         dead, total = self._index.worn()
         if dead <= COMPACT_ROWS or dead < COMPACT_SHARE * total:
             return False
-        cramped = not self._index.fits_twice()
-        if cramped and not self._cramped:
+        memory_limited = not self._index.fits_twice()
+        if memory_limited and not self._memory_limited:
             log.warning("%d of %d rows of a graph are dead, and there is no room to build it anew", dead, total)
-        self._cramped = cramped
-        return not cramped
+        self._memory_limited = memory_limited
+        return not memory_limited
 
     def compact(self, threads: int = 1) -> None:
         """Build the graph anew aside, from what is live, and switch; searches go on meanwhile.
@@ -187,34 +184,29 @@ class SpaceSearch:
         `min_seq` is the caller's: it brings the view there first.
         """
         index = self._index
-        pursuits = [self._begin(index, query) for query in queries]
-        unanswered = pursuits
+        searches = [self._begin(index, query) for query in queries]
+        unanswered = searches
         while unanswered:
-            _find(index, unanswered)
-            wanted = [p.wanted() for p in unanswered]
-            chunks = self._view.by_vids(np.unique(np.concatenate([w.vids for w in wanted])))
-            for pursuit, found in zip(unanswered, wanted, strict=True):
-                pursuit.hits = self._hits(index, pursuit.query, found, chunks)
-            unanswered = [p for p in unanswered if not p.is_answered()]
-            for pursuit in unanswered:
-                pursuit.widen()
-        return [p.hits[: p.query.top_k] for p in pursuits]
+            find_candidates(index, unanswered)
+            needed = [search.needed() for search in unanswered]
+            chunks = self._view.by_vids(np.unique(np.concatenate([candidates.vids for candidates in needed])))
+            for search, candidates in zip(unanswered, needed, strict=True):
+                search.hits = self._hits(index, search.query, candidates, chunks)
+            unanswered = [search for search in unanswered if not search.is_answered()]
+            for search in unanswered:
+                search.widen()
+        return [search.hits[: search.query.top_k] for search in searches]
 
-    def _begin(self, index: VectorIndex, query: Query) -> _Pursuit:
-        breadth = max(query.top_k, query.ef_search or self._config.hnsw.ef_search)
-        if not query.where:
-            return _Pursuit(query, None, len(index), breadth)
-        only = self._filters.matching(query.where)
-        if len(only):
-            expected_rank = query.top_k * len(index) / len(only)
-            breadth = max(breadth, int(FILTER_MARGIN * expected_rank))
-        return _Pursuit(query, only, min(len(only), len(index)), breadth)
+    def _begin(self, index: VectorIndex, query: Query) -> CandidateSearch:
+        matching = self._filters.matching(query.where) if query.where else None
+        return CandidateSearch(query, query.ef_search or self._config.hnsw.ef_search, len(index), matching)
 
-    def _hits(self, index: VectorIndex, query: Query, found: Candidates, chunks: Mapping[int, Chunk]) -> list[Hit]:
+    def _hits(
+        self, index: VectorIndex, query: Query, candidates: Candidates, chunks: Mapping[int, Chunk]
+    ) -> list[Hit]:
         hits = []
-        for vid, score in zip(
-            found.vids.tolist(), scores(found.distances, self._config.metric).tolist(), strict=True
-        ):
+        near = scores(candidates.distances, self._config.metric).tolist()
+        for vid, score in zip(candidates.vids.tolist(), near, strict=True):
             chunk = chunks.get(vid)
             if chunk is None or not query.where.matches(chunk):
                 continue
@@ -222,55 +214,6 @@ class SpaceSearch:
             if vector is not None or not query.include_vectors:
                 hits.append(Hit(chunk, score, vector))
         return sorted(hits, key=lambda hit: (-hit.score, hit.chunk.id))
-
-
-class _Pursuit:
-    """One query on its way to its hits."""
-
-    def __init__(self, query: Query, only: IntVector | None, reach: int, breadth: int) -> None:
-        """`only`: the sorted vids that may match, None for all; `reach`: how many rows they are at most."""
-        self.query, self.only, self.reach, self.breadth = query, only, reach, breadth
-        self.candidates: Candidates | None = None
-        self.hits: list[Hit] = []
-        self._need = query.top_k
-
-    @property
-    def exact(self) -> bool:
-        """Whether brute force is asked for, or cheaper."""
-        rows = EXACT_COST if self.only is None else PICKED_COST
-        return self.query.exact or self.breadth * rows >= self.reach
-
-    def take(self, found: Candidates) -> None:
-        """Take the candidates of the graph, less those that do not pass the filter; too few: ask wider first.
-
-        Recall falls towards the rim of a beam, so enough have to lie in its nearer half.
-        """
-        if self.only is not None:
-            passed = _are_in(found.vids, self.only)
-            if np.count_nonzero(passed[: self.breadth // 2]) < self.query.top_k:
-                self.breadth *= WIDEN
-                return
-            found = Candidates(found.vids[passed], found.distances[passed], complete=False)
-        self.candidates = found
-
-    def wanted(self) -> Candidates:
-        """The candidates to look up next."""
-        assert self.candidates is not None
-        return self.candidates.head(self._need)
-
-    def is_answered(self) -> bool:
-        """Whether there are enough hits, or no more to be had."""
-        return len(self.hits) >= self.query.top_k or self.wanted().complete
-
-    def widen(self) -> None:
-        """Look at all candidates next; if that was done, search wider."""
-        assert self.candidates is not None
-        if self._need < len(self.candidates.vids):
-            self._need = len(self.candidates.vids)
-        else:
-            self.breadth *= WIDEN
-            self._need = self.breadth
-            self.candidates = None
 
 
 class _Filters:
@@ -295,24 +238,3 @@ class _Filters:
             while len(self._kept) > FILTERS_KEPT:
                 self._kept.popitem(last=False)
         return vids
-
-
-def _find(index: VectorIndex, pursuits: Sequence[_Pursuit]) -> None:
-    """Give each its candidates; those of equal breadth share one walk of the graph."""
-    while lacking := [p for p in pursuits if p.candidates is None]:
-        alike: dict[int, list[_Pursuit]] = defaultdict(list)
-        for pursuit in lacking:
-            if pursuit.exact:
-                pursuit.candidates = index.exact(pursuit.query.vector, pursuit.breadth, pursuit.only)
-            else:
-                alike[pursuit.breadth].append(pursuit)
-        for breadth, group in alike.items():
-            found = index.near(np.stack([p.query.vector for p in group]), breadth, SEARCH_THREADS)
-            for pursuit, candidates in zip(group, found, strict=True):
-                pursuit.take(candidates)
-
-
-def _are_in(vids: IntVector, sorted_vids: IntVector) -> npt.NDArray[np.bool_]:
-    """A mask of the vids that are in a sorted array, which is not empty."""
-    places = np.minimum(np.searchsorted(sorted_vids, vids), len(sorted_vids) - 1)
-    return np.asarray(sorted_vids[places] == vids)

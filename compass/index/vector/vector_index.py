@@ -62,7 +62,7 @@ class VectorIndex:
         self._rows.add(vids, vectors)
 
     def reserve(self, count: int) -> None:
-        """Return if there is room for `count` further rows, in the tail and later in the graph.
+        """Check that there is room for `count` further rows, in the tail and later in the graph.
 
         The memory is looked at only when one of them is about to grow.
 
@@ -72,7 +72,7 @@ class VectorIndex:
         self._room.require("the index of the vector space", self._growth_bytes(count), self.memory_bytes())
 
     def require(self, rows: int, afresh: bool) -> None:
-        """Return if a space of so many rows fits; `afresh`: in place of this one, else this one grows to it.
+        """Check that a space of so many rows fits; `afresh`: in place of this one, else this one grows to it.
 
         Raises:
             InsufficientMemoryError: it does not fit.
@@ -111,10 +111,10 @@ class VectorIndex:
     def near(self, queries: FloatMatrix, count: int, threads: int) -> list[Candidates]:
         """The `count` nearest of each query, approximately: graph and tail. shape (q, dims) in."""
         settled = self._settled
-        found = self._graph.search(queries, count, threads)
-        if found is None:
+        nearest = self._graph.search(queries, count, threads)
+        if nearest is None:
             return [self._rows.scan(query, count) for query in queries]
-        walked = [Candidates(vids, far, complete=False) for vids, far in zip(*found, strict=True)]
+        walked = [Candidates(vids, far, complete=False) for vids, far in zip(*nearest, strict=True)]
         if settled == self._rows.end:
             return walked
         tails = [self._rows.scan(query, count, settled) for query in queries]

@@ -60,18 +60,18 @@ def load(objects: Objects, folder: str, read: Callable[[Path], T]) -> tuple[T, d
 
 
 def _load(objects: Objects, key: str, read: Callable[[Path], T]) -> tuple[T, dict[str, Any]]:
-    note = objects.read(key)
+    stored_note = objects.read(key)
     data_key = key.removesuffix(".json") + ".bin"
     data = objects.read(data_key)
-    if note is None or data is None:
+    if stored_note is None or data is None:
         raise StorageError(f"{data_key} is gone", {"key": data_key})
-    said = json.loads(note.to_pybytes())
-    if data.size != said["bytes"] or zlib.crc32(memoryview(data)) != said["crc32"]:
+    note = json.loads(stored_note.to_pybytes())
+    if data.size != note["bytes"] or zlib.crc32(memoryview(data)) != note["crc32"]:
         raise StorageError(f"{data_key} does not match its checksum", {"key": data_key})
     path = objects.local_path(data_key)
     if path is not None:
-        return read(path), dict(said["meta"])
+        return read(path), dict(note["meta"])
     with tempfile.TemporaryDirectory(prefix="compass-index-") as scratch:
         copy = Path(scratch) / "index"
         copy.write_bytes(memoryview(data))
-        return read(copy), dict(said["meta"])
+        return read(copy), dict(note["meta"])

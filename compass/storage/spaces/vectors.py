@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import threading
 import uuid as uuids
@@ -22,6 +20,8 @@ from compass.domain.space import why_unfit
 from compass.errors import InvalidRequestError, StorageError
 from compass.storage.objects import MissingObjectError, Objects
 from compass.storage.spaces import index_files
+from compass.storage.spaces.quarantine import Quarantine
+from compass.storage.spaces.runs import RunStore
 
 __all__ = ["GIVEN", "MissingObjectError", "SpaceVectors", "space_folder", "stored_bytes"]
 
@@ -46,12 +46,13 @@ def stored_bytes(dims: int, rows: int) -> int:
 
 
 class SpaceVectors:
-    """The vectors of one space. Any process may append; writing a vid twice is harmless."""
+    """The folder of one space. Any process may append vectors; writing a vid twice is harmless."""
 
     def __init__(self, objects: Objects, uuid: str, space_id: str, dims: int) -> None:
         self.space_id, self.dims = space_id, dims
         self._objects = objects
         self._folder = space_folder(uuid, space_id)
+        self._runs, self._quarantine = RunStore(objects, self._folder), Quarantine(objects, self._folder)
         self._open: dict[str, tuple[IntVector, FloatMatrix]] = {}
         self._lock = threading.Lock()
 
@@ -127,7 +128,7 @@ class SpaceVectors:
         return np.unique(np.concatenate(vids)) if vids else np.empty(0, np.int64)
 
     def get(self, vids: IntVector | Sequence[int]) -> tuple[IntVector, FloatMatrix]:
-        """The vectors of those vids that have one: (found, sorted; vectors of shape (len(found), dims))."""
+        """The vectors of those vids that have one: (vids, sorted; vectors of shape (len(vids), dims))."""
         wanted = np.unique(np.asarray(vids, np.int64))
         rows = np.empty((len(wanted), self.dims), np.float32)
         missing = np.ones(len(wanted), bool)
@@ -141,30 +142,24 @@ class SpaceVectors:
         return wanted[~missing], rows[~missing]
 
     def quarantine(self, reasons: Mapping[int, str]) -> None:
-        """Remember vids whose text no endpoint takes, and why. Durable when it returns."""
-        if reasons:
-            named = {str(int(vid)): reason for vid, reason in reasons.items()}
-            self._objects.write(f"{self._folder}/quarantine/{uuids.uuid4().hex}.json", json.dumps(named).encode())
+        """See `Quarantine.add`."""
+        self._quarantine.add(reasons)
 
     def quarantined(self) -> dict[int, str]:
-        """All vids that were quarantined, and why; dead ones may be among them."""
-        for _ in range(_RELISTS):
-            with contextlib.suppress(MissingObjectError):
-                return self._read_quarantine(self._objects.list(f"{self._folder}/quarantine"))
-        raise StorageError(f"the notes of space {self.space_id!r} keep vanishing", {"space_id": self.space_id})
+        """See `Quarantine.all`."""
+        return self._quarantine.all()
 
     def lift_quarantine(self) -> None:
-        """Forget who was quarantined: these vids are as missing as any other without a vector."""
-        self._objects.delete(self._objects.list(f"{self._folder}/quarantine"))
+        """See `Quarantine.lift`."""
+        self._quarantine.lift()
 
     def write_run(self, record: RunRecord) -> None:
-        """Replace the record of the space's rebuild run. Durable when it returns."""
-        self._objects.write(f"{self._folder}/run.json", json.dumps(record.to_json()).encode())
+        """See `RunStore.write`."""
+        self._runs.write(record)
 
     def read_run(self) -> RunRecord | None:
-        """The record of the space's last rebuild run; None without one."""
-        stored = self._objects.read(f"{self._folder}/run.json")
-        return None if stored is None else RunRecord.from_json(json.loads(stored.to_pybytes()))
+        """See `RunStore.read`."""
+        return self._runs.read()
 
     def compact(self, live_vids: Callable[[], IntVector]) -> None:
         """Merge small files and leave out dead vids; write the new file first, delete the old ones after.
@@ -173,7 +168,7 @@ class SpaceVectors:
         vid in them was born in: then a vid that is not live is dead, and not merely new.
         """
         keys = self.files()
-        notes = self._objects.list(f"{self._folder}/quarantine")
+        notes = self._quarantine.notes()
         if not self.merge_due() and len(notes) < 2:
             return
         live = live_vids()
@@ -181,10 +176,7 @@ class SpaceVectors:
             mine = [key for key in keys if key.rsplit("/", 1)[1].startswith(f"{kind}-")]
             for group in self._mergeable(mine, live):
                 self._merge(group, live, kind)
-        if len(notes) > 1:
-            alive = set(live.tolist())
-            self.quarantine({v: why for v, why in self._read_quarantine(notes).items() if v in alive})
-            self._objects.delete(notes)
+        self._quarantine.merge(notes, live)
 
     def merge_due(self) -> bool:
         """Whether a merge is worth a look: some files are small, or there are several."""
@@ -235,13 +227,13 @@ class SpaceVectors:
         return out.getvalue()
 
     def _table(self, key: str) -> pa.Table:
-        found = self._objects.read(key)
-        if found is None:
+        stored = self._objects.read(key)
+        if stored is None:
             with self._lock:
                 self._open.pop(key, None)
             raise MissingObjectError(f"{key} is gone", {"key": key})
         try:
-            table = pa.ipc.open_file(found).read_all()
+            table = pa.ipc.open_file(stored).read_all()
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{key} is damaged: {error}", {"key": key}) from error
         if not table.schema.equals(_schema(self.dims, "")):
@@ -259,15 +251,6 @@ class SpaceVectors:
             except MissingObjectError:
                 continue
         raise StorageError(f"the files of space {self.space_id!r} keep vanishing", {"space_id": self.space_id})
-
-    def _read_quarantine(self, keys: Sequence[str]) -> dict[int, str]:
-        reasons: dict[int, str] = {}
-        for key in keys:
-            found = self._objects.read(key)
-            if found is None:
-                raise MissingObjectError(f"{key} is gone", {"key": key})
-            reasons.update((int(vid), why) for vid, why in json.loads(found.to_pybytes()).items())
-        return reasons
 
     def _mergeable(self, keys: Sequence[str], live: IntVector) -> list[list[str]]:
         """Groups of files to merge: small ones until their sizes fall geometrically, and half-dead ones."""

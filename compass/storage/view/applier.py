@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from compass.domain.chunk import FloatMatrix, IntVector
 from compass.domain.collection import CollectionState
 from compass.errors import NotFoundError, StorageError
 from compass.storage.log.log import Log, Record
@@ -27,10 +28,15 @@ _log = logging.getLogger(__name__)
 
 
 class Applier:
-    """The writing end of one view."""
+    """The writing end of one view.
 
-    def __init__(self, objects: Objects, uuid: str, path: Path) -> None:
-        self.objects, self.uuid, self.path = objects, uuid, path
+    Attributes:
+        read_only: Nothing is written below the root: a last record whose callers' vectors are not in their spaces'
+            files yet is not applied before somebody else has put them there.
+    """
+
+    def __init__(self, objects: Objects, uuid: str, path: Path, read_only: bool = False) -> None:
+        self.objects, self.uuid, self.path, self.read_only = objects, uuid, path, read_only
         self.log = Log(objects, uuid)
         self._db: sqlite3.Connection | None = None
         self._inode = 0
@@ -86,6 +92,8 @@ class Applier:
                 tip = self._load()
                 continue
             last = self.log.read(tip.seq + 2) is None
+            if last and self.read_only and not self._vectors_are_put(tip, record):
+                return tip
             tip = self.apply(tip, record, last)
 
     def apply(self, tip: Tip, record: Record, last: bool) -> Tip:
@@ -94,7 +102,7 @@ class Applier:
         The callers' vectors of the last record may not be in their space's files yet; those of any other
         are, because nobody commits before he has seen to it.
         """
-        if last:
+        if last and not self.read_only:
             self.put_vectors(tip, record)
         with transaction(self.db):
             dead = tables.rows_by_rid(self.db, record.dead)
@@ -105,14 +113,8 @@ class Applier:
 
     def put_vectors(self, tip: Tip, record: Record) -> None:
         """Write the callers' vectors of the record after `tip` into the files of spaces that are there."""
-        if not record.vectors:
-            return
-        state = CollectionState.from_json(record.state or json.loads(tip.state))
-        for space_id, given in record.vectors.items():
-            if space_id in state.spaces:
-                dims = state.spaces[space_id].config.dims
-                vectors = SpaceVectors(self.objects, self.uuid, space_id, dims)
-                vectors.append_given(tip.seq + 1, *given.arrays(dims))
+        for vectors, vids, rows in self._callers_vectors(tip, record):
+            vectors.append_given(tip.seq + 1, vids, rows)
 
     def move(self, tip: Tip, record: Record) -> Tip:
         """Note in the open transaction that the view stands at the record after `tip`."""
@@ -140,6 +142,25 @@ class Applier:
             self.db.execute("delete from commits where seq<?", (horizon,))
             tables.write_tip(self.db, trimmed)
         return trimmed
+
+    def _callers_vectors(self, tip: Tip, record: Record) -> Iterator[tuple[SpaceVectors, IntVector, FloatMatrix]]:
+        """What callers sent in the record after `tip`, for each space that is there."""
+        if not record.vectors:
+            return
+        state = CollectionState.from_json(record.state or json.loads(tip.state))
+        for space_id, packed in record.vectors.items():
+            if space_id in state.spaces:
+                dims = state.spaces[space_id].config.dims
+                yield SpaceVectors(self.objects, self.uuid, space_id, dims), *packed.arrays(dims)
+
+    def _vectors_are_put(self, tip: Tip, record: Record) -> bool:
+        """Whether the callers' vectors of the record after `tip` are in the files, but for those of dead chunks."""
+        dead = {row[1] for row in tables.rows_by_rid(self.db, record.dead)}
+        for vectors, vids, _ in self._callers_vectors(tip, record):
+            live = set(vids.tolist()) - dead
+            if not live.issubset(vectors.get(list(live))[0].tolist()):
+                return False
+        return True
 
     def _follow_file(self) -> None:
         """Open the view anew if another process has put another file in its place."""

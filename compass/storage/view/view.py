@@ -49,11 +49,19 @@ class View:
     its node the writer does it, elsewhere each reader that refreshes.
     """
 
-    def __init__(self, objects: Objects, uuid: str, cache: Path) -> None:
+    def __init__(self, objects: Objects, uuid: str, cache: Path, *, read_only: bool = False) -> None:
+        """A reader of the view below `cache`.
+
+        Args:
+            objects: The root.
+            uuid: The collection.
+            cache: This node's cache.
+            read_only: Write nothing below the root, where a refresh finishes what a writer that died has left.
+        """
         self.uuid = uuid
         self.path = view_path(cache, uuid)
         self._lock = FileLock(lock_path(cache, uuid))
-        self._applier = Applier(objects, uuid, self.path)
+        self._applier = Applier(objects, uuid, self.path, read_only)
         self._applying = threading.Lock()
         self._idle: deque[tuple[int, sqlite3.Connection]] = deque()
         self._live = threading.Lock()
@@ -114,8 +122,8 @@ class View:
     def get(self, chunk_id: int) -> Chunk | None:
         """The chunk of this id."""
         with self._read() as db:
-            found = db.execute(f"select {COLUMNS} from rows where id=?", (int(chunk_id),)).fetchone()
-        return None if found is None else chunk_of(found)
+            row = db.execute(f"select {COLUMNS} from rows where id=?", (int(chunk_id),)).fetchone()
+        return None if row is None else chunk_of(row)
 
     def page(self, after: int, limit: int) -> list[Chunk]:
         """Up to `limit` chunks whose id is greater than `after`, by id."""
@@ -140,8 +148,8 @@ class View:
         """The vids of the live chunks that have a text, sorted, and how many characters each text has."""
         with self._read() as db:
             sql = "select vid, length(text) from rows where not blank order by vid"
-            found = np.array(db.execute(sql).fetchall(), np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+            lengths = np.array(db.execute(sql).fetchall(), np.int64).reshape(-1, 2)
+        return lengths[:, 0], lengths[:, 1]
 
     def texts_to_embed(self, vids: IntVector | Sequence[int], config: SpaceConfig) -> dict[int, str]:
         """What a space embeds of those of these vids that are live and have a text."""
@@ -279,14 +287,14 @@ def lock_path(cache: Path, uuid: str) -> Path:
 def _changes(db: sqlite3.Connection, tip: Tip, since: int) -> Changes | None:
     if since > tip.seq or since < tip.horizon:
         return None
-    found = db.execute("select next from commits where seq=?", (since,)).fetchone()
-    if found is None:
+    counter = db.execute("select next from commits where seq=?", (since,)).fetchone()
+    if counter is None:
         return None
-    born = integers(db, "select vid from rows where vid>=? order by vid", found)
+    born = integers(db, "select vid from rows where vid>=? order by vid", counter)
     died = integers(
         db,
         "select distinct vid from deaths where seq>? and vid<? and vid not in (select vid from rows)",
-        (since, *found),
+        (since, *counter),
     )
     return Changes(tip.seq, born, np.sort(died))
 

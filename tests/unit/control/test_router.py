@@ -106,7 +106,7 @@ async def test_a_change_of_a_config_reaches_gateways_and_index(world: World) -> 
     await world.router.set_space("docs", "old", SpaceChanges(embed_endpoint="http://moved", ef_search=99))
     config = world.space("old").config
     assert (config.embed_endpoint, config.hnsw.ef_search, config.hnsw.m) == ("http://moved", 99, OLD.hnsw.m)
-    assert world.cluster.indexes[world.space("old").id]._space.config == config
+    assert world.cluster.indexes[world.space("old").id].follower.space.config == config
 
 
 async def test_an_endpoint_moves_only_to_the_same_model(world: World) -> None:

@@ -213,7 +213,7 @@ async def test_an_old_model_that_is_no_longer_served(world: World) -> None:
         [ChunkInput("two", 0, "two has changed"), ChunkInput("f", 0, "three")]
     )
     index = world.cluster.indexes[world.space("old").id]
-    await until(lambda: len(index._missing) == 2 and index._error)
+    await until(lambda: len(index.follower.missing) == 2 and index.error)
     known = await index.stats()
     assert (known.lag, known.error) == (2, "the endpoint is down")
     vector = HashingModel("a", DIMS).embed(["two"])[0]

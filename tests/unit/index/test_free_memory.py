@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,7 @@ class Memory:
     def free(self, reserve_bytes: int = 0, environment: dict[str, str] | None = None) -> int:
         return free_bytes(reserve_bytes, self.cgroups, self.own, RAY_OFF if environment is None else environment)
 
-    def _group(self, path: str, files: dict[str, object], stat: str) -> None:
+    def _group(self, path: str, files: Mapping[str, object], stat: str) -> None:
         folder = self.cgroups / path
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in files.items():

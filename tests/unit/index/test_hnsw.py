@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from compass.domain.chunk import FloatMatrix, IntVector
+from compass.domain.memory import FIRST_CAPACITY
 from compass.domain.search.scoring import distances
 from compass.domain.space import Metric, SpaceConfig, prepare_vectors
 from compass.errors import StorageError
-from compass.index.vector.hnsw import FIRST_CAPACITY, NICENESS, Graph, nice_this_thread
+from compass.index.vector.hnsw import NICENESS, Graph, nice_this_thread
 
 DIMS = 16
 
@@ -37,7 +39,8 @@ def graph_of(vids: IntVector, vectors: FloatMatrix, metric: Metric = "cosine") -
 def found(graph: Graph, query: FloatMatrix, k: int) -> list[int]:
     answer = graph.search(query[None, :], k)
     assert answer is not None
-    return answer[0][0].tolist()
+    vids: list[int] = answer[0][0].tolist()
+    return vids
 
 
 @pytest.mark.parametrize("live", [0, 1, 7])
@@ -190,7 +193,25 @@ def test_no_change_beside_a_query(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     alone = {frozenset({what + "!"}) for what in ("query", "add", "grow", "remove", "save")}
-    assert met == alone | {frozenset({"query!", "query"})}
+    assert met - {frozenset({"query!", "query"})} == alone
+
+
+def test_queries_run_side_by_side() -> None:
+    """A query does not wait for another one to end."""
+    both = threading.Barrier(2)
+
+    class Busy:
+        element_count = max_elements = 100
+
+        def knn_query(self, *_: Any, **__: Any) -> Any:
+            both.wait(60)
+            return np.zeros((1, 10), np.uint64), np.zeros((1, 10), np.float32)
+
+    graph = Graph(config())
+    graph._index = Busy()
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda _: graph.search(rows(1), 10), range(2)))
+    assert None not in answers
 
 
 def test_widths_do_not_disturb_each_other() -> None:
@@ -202,7 +223,7 @@ def test_widths_do_not_disturb_each_other() -> None:
 
     def ask(k: int) -> None:
         for _ in range(20):
-            wrong.extend(k for q, told in zip(queries, alone[k], strict=True) if found(graph, q, k) != told)
+            wrong.extend(k for q, vids in zip(queries, alone[k], strict=True) if found(graph, q, k) != vids)
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in alone]
     for thread in threads:

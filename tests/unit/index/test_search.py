@@ -45,7 +45,7 @@ class FakeView:
     def __init__(self, count: int = 0) -> None:
         self.chunks: dict[int, Chunk] = {}
         self.commits = 0
-        self.asked: list[Filter] = []
+        self.filters: list[Filter] = []
         for vid in range(count):
             self.put(vid)
 
@@ -68,7 +68,7 @@ class FakeView:
         return {vid: self.chunks[vid] for vid in vids.tolist() if vid in self.chunks}
 
     def matching(self, where: Filter) -> IntVector:
-        self.asked.append(where)
+        self.filters.append(where)
         return np.array(sorted(vid for vid, chunk in self.chunks.items() if where.matches(chunk)), np.int64)
 
 
@@ -205,11 +205,11 @@ def test_wider_beam_finds_more(vectors: FloatMatrix) -> None:
 
 def test_queries_in_one_call(shared: SpaceSearch, vectors: FloatMatrix) -> None:
     """Each query of a call is answered as if it had come alone, and like ones share one walk."""
-    asked = [Query(q) for q in clustered(12, seed=1)]
-    asked += [Query(vectors[0], top_k=3), Query(vectors[1], exact=True), Query(vectors[2], ef_search=300)]
-    asked += [Query(vectors[3], top_k=200), Query(vectors[4], include_vectors=True)]
-    together = shared.search(asked)
-    for query, hits in zip(asked, together, strict=True):
+    queries = [Query(q) for q in clustered(12, seed=1)]
+    queries += [Query(vectors[0], top_k=3), Query(vectors[1], exact=True), Query(vectors[2], ef_search=300)]
+    queries += [Query(vectors[3], top_k=200), Query(vectors[4], include_vectors=True)]
+    together = shared.search(queries)
+    for query, hits in zip(queries, together, strict=True):
         alone = shared.search([query])[0]
         assert [h.chunk for h in hits] == [h.chunk for h in alone]
         assert len(hits) == query.top_k
@@ -236,10 +236,10 @@ def test_like_queries_share_one_walk(monkeypatch: pytest.MonkeyPatch, shared: Sp
 def test_empty_space() -> None:
     """An empty space answers nothing and does not raise, filtered, exact or neither."""
     search = SpaceSearch(config(), FakeView())
-    query = clustered(1, 0)[0]
+    vector = clustered(1, 0)[0]
     where = Filter((Equals("a", 1),))
-    for asked in (Query(query), Query(query, exact=True), Query(query, where=where), Query(query, top_k=1_000)):
-        assert search.search([asked]) == [[]]
+    for query in (Query(vector), Query(vector, exact=True), Query(vector, where=where), Query(vector, top_k=1_000)):
+        assert search.search([query]) == [[]]
     assert search.settle(100) == 0
 
 
@@ -342,22 +342,29 @@ def test_who_answers(
     """The graph answers where many rows may match; brute force where few do, or when it is asked for."""
     search, view = labelled
     ways: list[str] = []
+
+    def noted(way: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            ways.append(way)
+            return work(*args)
+
+        return call
+
     for way in ("near", "exact"):
-        work = getattr(VectorIndex, way)
-        monkeypatch.setattr(VectorIndex, way, lambda *args, _way=way, _work=work: ways.append(_way) or _work(*args))
+        monkeypatch.setattr(VectorIndex, way, noted(way, getattr(VectorIndex, way)))
     for vid in range(MANY):
         view.chunks[vid].metadata.update(half=vid % 2, hundredth=vid % 100)
     view.commits += 1
     query = clustered(1, seed=1)[0]
-    expected = {
+    expected: dict[str, list[dict[str, Any]]] = {
         "near": [{}, {"where": Filter((Equals("half", 1),))}],
         "exact": [{"exact": True}, {"where": Filter((Equals("hundredth", 1),))}, {"top_k": 2_000}],
     }
-    for way, asked in expected.items():
-        for said in asked:
+    for way, questions in expected.items():
+        for options in questions:
             ways.clear()
-            answered(search, query, **said)
-            assert set(ways) == {way}, said
+            answered(search, query, **options)
+            assert set(ways) == {way}, options
 
 
 def test_hits_pass_the_filter_they_were_found_by(vectors: FloatMatrix) -> None:
@@ -383,7 +390,7 @@ def test_filter_is_evaluated_once_a_commit(vectors: FloatMatrix) -> None:
     where = Filter((Equals("kind", "a"),))
     assert answered(search, vectors[0], where=where) == []
     assert answered(search, vectors[0], where=where) == []
-    assert len(view.asked) == 1
+    assert len(view.filters) == 1
     view.put(5, kind="a")
     assert answered(search, vectors[0], where=where) == [5]
 
@@ -430,9 +437,9 @@ def test_vids_held(vectors: FloatMatrix) -> None:
 
 
 @contextmanager
-def running(*work: Callable[[], object]) -> Iterator[None]:
+def running(*work: Callable[[], object]) -> Iterator[list[Exception]]:
     """Repeat each piece of work in a thread of its own until the block ends; their errors are raised."""
-    stop, errors = threading.Event(), []
+    stop, errors = threading.Event(), list[Exception]()
 
     def loop(step: Callable[[], object]) -> None:
         try:
@@ -445,13 +452,21 @@ def running(*work: Callable[[], object]) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield errors
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     if errors:
         raise errors[0]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for what other threads do, with a deadline."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.001)
 
 
 def test_row_that_settles_during_a_query(monkeypatch: pytest.MonkeyPatch, vectors: FloatMatrix) -> None:
@@ -461,9 +476,9 @@ def test_row_that_settles_during_a_query(monkeypatch: pytest.MonkeyPatch, vector
     walk = Graph.search
 
     def overtaken(graph: Graph, *args: Any) -> Any:
-        found = walk(graph, *args)
+        nearest = walk(graph, *args)
         search.settle(1_000)
-        return found
+        return nearest
 
     monkeypatch.setattr(Graph, "search", overtaken)
     assert answered(search, vectors[2_050], top_k=1) == [2_050]
@@ -494,7 +509,8 @@ def test_queries_beside_changes(vectors: FloatMatrix) -> None:
     search = SpaceSearch(config(), view)
     acknowledged = 0
     rng = np.random.default_rng(0)
-    asked: list[int] = []
+    queried: list[int] = []
+    due, compactions = threading.Event(), list[int]()
 
     def ask() -> None:
         if acknowledged:
@@ -502,38 +518,54 @@ def test_queries_beside_changes(vectors: FloatMatrix) -> None:
             vids = answered(search, vectors[vid])
             assert vids[0] == vid
             assert len(set(vids)) == len(vids)
-            asked.append(vid)
+            queried.append(vid)
 
     def compact() -> None:
-        search.compact()
-        time.sleep(0.05)
+        if due.wait(0.01):
+            due.clear()
+            search.compact()
+            compactions.append(len(search))
 
-    with running(ask, ask, lambda: search.settle(50), compact):
+    with running(ask, ask, lambda: search.settle(50), compact) as errors:
         for start in range(0, 2_000, 20):
             search.add(np.arange(start, start + 20), vectors[start : start + 20])
             search.remove(np.array([start + 5, start + 15]))
             acknowledged = start + 20
-            time.sleep(0.01)
+            enough = len(queried) + 3
+            wait_for(lambda enough=enough: len(queried) >= enough or errors)  # type: ignore[misc]
+            if start % 200 == 0:
+                due.set()
+        wait_for(lambda: compactions or errors)
     while search.settle(1_000):
         pass
     alive = np.array([vid for vid in range(2_000) if vid % 10 != 5])
-    assert len(asked) > 200
+    assert len(queried) > 200
     assert search.vids().tolist() == alive.tolist()
     assert all(answered(search, vectors[vid], top_k=1) == [vid] for vid in alive[::13].tolist())
 
 
-def test_build_lets_queries_in(vectors: FloatMatrix) -> None:
-    """A bulk build is searchable while it goes on."""
+def test_build_lets_queries_in(monkeypatch: pytest.MonkeyPatch, vectors: FloatMatrix) -> None:
+    """A bulk build is searchable while it goes on: between its slices queries get in."""
     search = SpaceSearch(config(), FakeView(MANY))
-    sizes: set[int] = set()
+    sizes: list[int] = []
+    settle = VectorIndex.settle
 
     def ask() -> None:
-        sizes.add(len(search))
+        size = len(search)
         answered(search, vectors[0])
+        sizes.append(size)
 
-    with running(ask):
+    with running(ask) as errors:
+
+        def awaited(index: VectorIndex, *args: Any) -> int:
+            left = settle(index, *args)
+            enough = len(sizes) + 2  # the first of them may have begun before
+            wait_for(lambda: len(sizes) >= enough or errors)
+            return left
+
+        monkeypatch.setattr(VectorIndex, "settle", awaited)
         search.build(np.arange(MANY), vectors, threads=1)
-    assert len(sizes) > 3
+    assert len(set(sizes)) > 3
     assert len(search) == MANY
 
 

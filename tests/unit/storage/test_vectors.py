@@ -20,6 +20,15 @@ def vectors(disk: Any) -> SpaceVectors:
     return SpaceVectors(disk.objects, disk.uuid, "one-id", 4)
 
 
+def writing(data: bytes) -> Callable[[Path], None]:
+    """What writes this into the file that it is given."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(data)
+
+    return write
+
+
 def rows(count: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
 
@@ -138,20 +147,11 @@ def test_the_run_record(vectors: SpaceVectors) -> None:
     assert vectors.read_run() == run_record(state="done", owns_below=1)
 
 
-def writes(data: bytes) -> Callable[[Path], None]:
-    """A graph that saves itself as these bytes."""
-
-    def save(path: Path) -> None:
-        path.write_bytes(data)
-
-    return save
-
-
 def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
     """The newest snapshot is what is loaded, and it is the only one kept."""
     assert vectors.load_index(Path.read_bytes) is None
-    vectors.save_index(writes(b"first"), {"seq": 1})
-    vectors.save_index(writes(b"second"), {"seq": 2})
+    vectors.save_index(writing(b"first"), {"seq": 1})
+    vectors.save_index(writing(b"second"), {"seq": 2})
     assert vectors.load_index(Path.read_bytes) == (b"second", {"seq": 2})
     assert vectors.bytes_on_disk() < 200
 
@@ -159,7 +159,7 @@ def test_an_index_snapshot_comes_back(vectors: SpaceVectors) -> None:
 @pytest.mark.parametrize("damage", ["flipped bit", "cut", "gone", "half a note"])
 def test_a_damaged_index_snapshot_is_none(disk: Any, vectors: SpaceVectors, damage: str) -> None:
     """A snapshot that does not match its checksum is not loaded: the index is built anew."""
-    vectors.save_index(writes(b"some graph"), {})
+    vectors.save_index(writing(b"some graph"), {})
     folder = f"{disk.uuid}/spaces/one-id/index"
     data, note = (disk.objects.local_path(key) for key in disk.objects.list(folder))
     match damage:

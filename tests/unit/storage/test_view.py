@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compass.domain.chunk import ChunkInput
+from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.filters import Equals, Filter
 from compass.errors import NotFoundError, UnavailableError
 from compass.storage.log.writer import CollectionStore
@@ -47,6 +47,47 @@ def test_two_readers_of_a_node_share_a_view(disk: Any, chunk: Build) -> None:
     first, second = disk.view("node-b"), disk.view("node-b")
     first.refresh(seq)
     assert second.seq() == seq
+
+
+def test_a_read_only_view_leaves_the_root_as_it_is(
+    disk: Any, chunk: Build, vector: Callable[..., FloatVector]
+) -> None:
+    """It waits for callers' vectors that a dead writer has not put yet, and goes on once another one has."""
+    store = disk.store("node-a")
+    before = store.ingest([chunk(0)]).seq
+
+    def die(operation: str, key: str) -> None:
+        if operation == "create" and "/vec/" in key:
+            raise OSError("killed")
+
+    disk.objects.before = die
+    with pytest.raises(UnavailableError):
+        store.ingest([chunk(1, vectors={"one-id": vector()})])
+    disk.objects.before = lambda operation, key: None
+    files, seq = disk.files(), before + 1
+    reader = View(disk.objects, disk.uuid, disk.folder / "node-b", read_only=True)
+    assert reader.refresh() == before
+    with pytest.raises(UnavailableError):
+        reader.refresh(seq, timeout_s=0.02)
+    assert disk.files() == files
+    assert disk.view("node-c").refresh(seq) == seq
+    assert reader.refresh(seq) == seq
+    assert len(disk.files()) == len(files) + 1
+
+
+def test_a_read_only_view_misses_no_vector_that_a_merge_left_out(
+    disk: Any, chunk: Build, vector: Callable[..., FloatVector]
+) -> None:
+    """Callers' vectors may lie in whatever file a merge has put them, and those of dead chunks in none."""
+    store = disk.store("node-a")
+    old = store.ingest([chunk(i, vectors={"one-id": vector(i + 1)}) for i in range(3)])
+    store.ingest([chunk(3, vectors={"one-id": vector(9)})])
+    store.compact()
+    (key,) = store._vectors(store.state.by_id("one-id")).files()
+    assert "/given-" in key
+    reader = View(disk.objects, disk.uuid, disk.folder / "node-b", read_only=True)
+    assert reader.refresh(store.seq) == store.seq
+    assert reader.get(old.ids[0]) is not None
 
 
 def test_a_reader_waits_for_the_view_to_be_built(disk: Any, chunk: Build) -> None:
