@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from compass.api import schemas
-from compass.api.estimates import RebuildEstimate
+from compass.api.schemas.estimates import RebuildEstimate
 from compass.domain.chunk import Chunk
 from compass.domain.collection import CollectionStats
 from compass.domain.embedding.endpoint_url import shown as without_secrets

@@ -16,7 +16,6 @@ import msgspec
 
 from compass import __version__
 from compass.api import operations, responses, schemas
-from compass.api.estimates import RebuildEstimate
 from compass.api.requests import (
     collection_spec,
     deletion,
@@ -26,6 +25,7 @@ from compass.api.requests import (
     space_config,
     swap_spec,
 )
+from compass.api.schemas.estimates import RebuildEstimate
 from compass.api.vectors import (
     chunks_to_store,
     guard_bare_vector,

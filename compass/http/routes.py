@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compass.api import schemas as s
-from compass.api.estimates import RebuildEstimate
+from compass.api.schemas.estimates import RebuildEstimate
 from compass.errors import NotFoundError, NotImplementedYetError
 from compass.gateway.gateway import Gateway
 from compass.http.metrics import CONTENT_TYPE, Metrics
