@@ -20,6 +20,7 @@ from ray.actor import ActorClass
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from compass.api.calls import call
 from compass.clock import boot_clock
 from compass.cluster.directory import RayCluster
 from compass.control.publisher import Publisher
@@ -35,7 +36,7 @@ from compass.gateway.batching import BatchedIndex
 from compass.gateway.gateway import Gateway
 from compass.gateway.routing import RouteTable
 from compass.http.app import build_app
-from compass.http.listener import Door
+from compass.http.listener import Listener
 from compass.http.metrics import PrometheusMetrics, fresh_folder
 from compass.index.free_memory import open_room
 from compass.index.service import SpaceIndex
@@ -260,10 +261,12 @@ class GatewayReplica:
         name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # a pid is not unique among containers
         metrics = PrometheusMetrics(fresh_folder(values.cache_dir, values.port), name)
 
-        def told(table: RoutingTable) -> None:
+        def count_epochs(table: RoutingTable) -> None:
             metrics.epochs({route.name: route.epoch for route in table.collections.values()})
 
-        self._table = RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s, told=told)
+        self._table = RouteTable(
+            name, lambda ack: router.poll(name, ack), boot_clock, values.lease_s, on_table=count_epochs
+        )
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
         self._router, self._name = router, name
 
@@ -284,11 +287,11 @@ class GatewayReplica:
             embedder,
         )
         self._app = build_app(self._gateway, values, metrics)
-        self._door = Door(self._app, values.host, values.port)
+        self._listener = Listener(self._app, values.host, values.port)
         # Connections come with the first instant of listening, also in a rollout: so not before there are answers.
-        # While a service opens for long, the door says so.
+        # While a service opens for long, the listener says so.
         await self._table.joined(JOIN_S)
-        self._door.open()
+        self._listener.open()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application behind Serve's door. Its end is the end of our own door too."""
@@ -309,7 +312,7 @@ class GatewayReplica:
 
     async def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         """A Python handle's call: one of the gateway's operations by name."""
-        return await self._gateway.call(operation, arguments)
+        return await call(self._gateway, operation, arguments)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose polling has ended; a lease that ran out is not its fault."""
@@ -318,7 +321,7 @@ class GatewayReplica:
 
     async def _close(self) -> None:
         """Answer what has been asked, then tell the router, so that the next swap need not wait for our lease."""
-        await self._door.close()
+        await self._listener.close()
         self._polling.cancel()
         await asyncio.wait([self._polling])
         self._table.leave()

@@ -6,7 +6,15 @@ from compass.api.schemas.base import INT64_MAX, INT64_MIN, MetaValue, Request, S
 from compass.api.schemas.chunks import Chunk, ChunkPage, DeleteAnswer, DeleteRequest, PageQuery
 from compass.api.schemas.collections import CollectionConfig, CollectionInfo, NewCollection
 from compass.api.schemas.estimates import RebuildEstimate
-from compass.api.schemas.ingest import ChunkIn, IngestAnswer, IngestRequest, RawIngestRequest
+from compass.api.schemas.ingest import (
+    ChunkIn,
+    IngestAnswer,
+    IngestRequest,
+    PlainChunkIn,
+    PlainIngestRequest,
+    PlainRawIngestRequest,
+    RawIngestRequest,
+)
 from compass.api.schemas.rebuilds import (
     CancelQuery,
     Cost,
@@ -19,7 +27,7 @@ from compass.api.schemas.rebuilds import (
     RebuildStarted,
     RebuildStatus,
 )
-from compass.api.schemas.search import Result, ScoreWeights, SearchRequest, SearchResponse
+from compass.api.schemas.search import PlainSearchRequest, Result, ScoreWeights, SearchRequest, SearchResponse
 from compass.api.schemas.service import Health, NotYet, Ready
 from compass.api.schemas.spaces import (
     DropQuery,
@@ -62,6 +70,10 @@ __all__ = [
     "NewSpace",
     "NotYet",
     "PageQuery",
+    "PlainChunkIn",
+    "PlainIngestRequest",
+    "PlainRawIngestRequest",
+    "PlainSearchRequest",
     "Quarantine",
     "QuarantinedChunk",
     "RawIngestRequest",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -30,7 +31,7 @@ class ChunkIn(Request):
 class IngestRequest(Request):
     """Chunks to write."""
 
-    chunks: Annotated[list[ChunkIn], Meta(min_length=1)]
+    chunks: Annotated[Sequence[ChunkIn], Meta(min_length=1)]
     wait_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
     expected_epoch: Int64 | None = None
 
@@ -41,6 +42,25 @@ class RawIngestRequest(Request):
     chunks: list[msgspec.Raw]
     wait_s: float = 10.0
     expected_epoch: int | None = None
+
+
+class PlainChunkIn(ChunkIn, kw_only=True):
+    """A chunk as Python sends it: its vectors are arrays, lists or strings."""
+
+    embeddings: dict[str, Any] | None = None
+    embedding: Any = UNSET
+
+
+class PlainIngestRequest(IngestRequest, kw_only=True):
+    """Chunks to write, as Python sends them."""
+
+    chunks: Annotated[Sequence[PlainChunkIn], Meta(min_length=1)]
+
+
+class PlainRawIngestRequest(RawIngestRequest, kw_only=True):
+    """The same with chunks that are not looked at."""
+
+    chunks: list[Any]
 
 
 class IngestAnswer(Struct, kw_only=True):

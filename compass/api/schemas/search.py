@@ -43,6 +43,13 @@ class SearchRequest(Request):
     timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
 
 
+class PlainSearchRequest(SearchRequest, kw_only=True):
+    """A search as Python sends it: its vectors are arrays, lists or strings, or these by the names of spaces."""
+
+    query_vector: Any = UNSET
+    vector: Any = UNSET
+
+
 class Result(Struct):
     """One hit. The score is never negative, greater is nearer."""
 

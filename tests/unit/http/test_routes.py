@@ -348,7 +348,7 @@ async def test_who_and_why_reach_the_history(new_service: Any) -> None:
             await service.router.activate("docs", "new")
             await http.put("/collections/docs/default-vector-space", json={"name": "new", "reason": "swap"})
             await http.delete("/collections/docs/vector-spaces/old", params={"reason": "drop", "confirm": "old"})
-        assert [(name, by.reason) for name, by in service.router.asked] == [
+        assert [(name, by.reason) for name, by in service.router.calls] == [
             ("create_collection", None),
             ("add_space", "add"),
             ("set_space", "set"),
@@ -357,7 +357,7 @@ async def test_who_and_why_reach_the_history(new_service: Any) -> None:
             ("swap", "swap"),
             ("drop_space", "drop"),
         ]
-        assert {by.who for _, by in service.router.asked} == {who}
+        assert {by.who for _, by in service.router.calls} == {who}
         assert service.router.confirmed == ["old"]
 
 
