@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -168,8 +168,16 @@ def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {_key(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return list(value) if _are_numbers(value) else [_plain(item) for item in value]
     return msgspec.to_builtins(value, enc_hook=_refuse)
+
+
+def _are_numbers(values: Collection[object]) -> bool:
+    """Whether these are floats or integers that JSON has; a vector is checked as a whole, not number by number."""
+    kinds = set(map(type, values))
+    if kinds == {float}:
+        return math.isfinite(sum(cast("Collection[float]", values)))  # one that is not finite makes the sum so too
+    return kinds == {int}
 
 
 def _key(key: object) -> str:

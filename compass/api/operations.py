@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from compass.api import requests, responses, schemas
+from compass.api import handlers, schemas
 from compass.api.arguments import Arguments
 from compass.gateway.gateway import Gateway
 
@@ -62,117 +62,13 @@ class Operation:
     repeatable: bool = True
 
 
-async def _create_collection(gateway: Gateway, call: Arguments) -> schemas.CollectionInfo:
-    spec = requests.collection_spec(call.body_as(schemas.NewCollection))
-    return responses.collection_info(await gateway.collections.create(spec, call.by()))
-
-
-async def _list_collections(gateway: Gateway, call: Arguments) -> list[schemas.CollectionInfo]:
-    return [responses.collection_info(one) for one in await gateway.collections.all()]
-
-
-async def _collection_info(gateway: Gateway, call: Arguments) -> schemas.CollectionInfo:
-    return responses.collection_info(await gateway.collections.info(call.collection))
-
-
-async def _delete_collection(gateway: Gateway, call: Arguments) -> None:
-    await gateway.collections.delete(call.collection)
-
-
-async def _ingest(gateway: Gateway, call: Arguments) -> schemas.IngestAnswer:
-    order = requests.ingest_order(call.body_as(schemas.IngestRequest))
-    return responses.ingest_answer(await gateway.ingest.write(call.collection, order))
-
-
-async def _chunks(gateway: Gateway, call: Arguments) -> schemas.ChunkPage:
-    query = call.query_as(schemas.PageQuery)
-    return responses.chunk_page(await gateway.chunks.page(call.collection, query.after, query.limit))
-
-
-async def _chunk(gateway: Gateway, call: Arguments) -> schemas.Chunk:
-    return responses.chunk(await gateway.chunks.one(call.collection, call.chunk_id))
-
-
-async def _delete_chunk(gateway: Gateway, call: Arguments) -> schemas.DeleteAnswer:
-    return responses.delete_answer(await gateway.ingest.delete_one(call.collection, call.chunk_id))
-
-
-async def _delete(gateway: Gateway, call: Arguments) -> schemas.DeleteAnswer:
-    ids, where = requests.deletion(call.body_as(schemas.DeleteRequest))
-    return responses.delete_answer(await gateway.ingest.delete(call.collection, ids, where))
-
-
-async def _search(gateway: Gateway, call: Arguments) -> schemas.SearchResponse:
-    request = requests.search_request(call.body_as(schemas.SearchRequest))
-    return responses.search_response(await gateway.search.run(call.collection, request))
-
-
-async def _add_space(gateway: Gateway, call: Arguments) -> schemas.SpaceAdded:
-    body = call.body_as(schemas.NewSpace)
-    space = requests.new_space(body)
-    await gateway.spaces.add(call.collection, space, call.by(body.reason))
-    return responses.space_added(space)
-
-
-async def _list_spaces(gateway: Gateway, call: Arguments) -> list[schemas.SpaceInfo]:
-    return [responses.space_info(one) for one in await gateway.spaces.all(call.collection)]
-
-
-async def _set_space(gateway: Gateway, call: Arguments) -> schemas.SpaceInfo:
-    body = call.body_as(schemas.SpacePatch)
-    changes = requests.space_changes(body)
-    return responses.space_info(
-        await gateway.spaces.change(call.collection, call.space, changes, call.by(body.reason))
-    )
-
-
-async def _drop_space(gateway: Gateway, call: Arguments) -> None:
-    query = call.query_as(schemas.DropQuery)
-    await gateway.spaces.drop(call.collection, call.space, query.confirm, call.by(query.reason))
-
-
-async def _swap(gateway: Gateway, call: Arguments) -> schemas.Swapped:
-    body = call.body_as(schemas.SwapRequest)
-    order = requests.swap_order(body)
-    return responses.swapped(await gateway.spaces.swap(call.collection, order, call.by(body.reason)))
-
-
-async def _history(gateway: Gateway, call: Arguments) -> schemas.History:
-    return responses.history(await gateway.spaces.history(call.collection))
-
-
-async def _rebuild(gateway: Gateway, call: Arguments) -> schemas.RebuildStarted | schemas.RebuildEstimate:
-    body = call.body_as(schemas.RebuildRequest)
-    order = requests.rebuild_order(body)
-    if body.dry_run:
-        return responses.estimate(await gateway.rebuilds.estimate(call.collection, call.space, order))
-    by = call.by(body.reason)
-    return responses.rebuild_started(await gateway.rebuilds.start(call.collection, call.space, order, by))
-
-
-async def _cancel_rebuild(gateway: Gateway, call: Arguments) -> schemas.RebuildCancelled:
-    by = call.by(call.query_as(schemas.CancelQuery).reason)
-    await gateway.rebuilds.cancel(call.collection, call.space, by)
-    return schemas.RebuildCancelled()
-
-
-async def _rebuild_status(gateway: Gateway, call: Arguments) -> schemas.RebuildStatus:
-    return responses.rebuild_status(await gateway.rebuilds.status(call.collection, call.space))
-
-
-async def _quarantine(gateway: Gateway, call: Arguments) -> schemas.Quarantine:
-    query = call.query_as(schemas.PageQuery)
-    page = await gateway.rebuilds.quarantine(call.collection, call.space, query.after, query.limit)
-    return responses.quarantine(page)
-
-
 _CHUNKS = '{"chunks": [{"client_id": "a", "file_id": "guide.md", "chunk_index": 0, "text": "Swap the default."}]}'
 
 _TABLE = (
     Operation(
         "create_collection",
         "Create a collection; without vector_spaces it has one, with the built-in embedder.",
-        _create_collection,
+        handlers.create_collection,
         201,
         schemas.CollectionInfo,
         body=schemas.NewCollection,
@@ -185,7 +81,7 @@ _TABLE = (
     Operation(
         "list_collections",
         "All collections.",
-        _list_collections,
+        handlers.list_collections,
         200,
         list[schemas.CollectionInfo],
         port="collection",
@@ -194,7 +90,7 @@ _TABLE = (
     Operation(
         "collection_info",
         "A collection with its vector spaces.",
-        _collection_info,
+        handlers.collection_info,
         200,
         schemas.CollectionInfo,
         path=COLLECTION,
@@ -204,7 +100,7 @@ _TABLE = (
     Operation(
         "delete_collection",
         "Delete a collection; every byte of it is gone from disk.",
-        _delete_collection,
+        handlers.delete_collection,
         204,
         path=COLLECTION,
         port="router",
@@ -214,7 +110,7 @@ _TABLE = (
     Operation(
         "ingest",
         "Write chunks. Durable when it answers; waits up to wait_s until the default space can find them.",
-        _ingest,
+        handlers.ingest,
         200,
         schemas.IngestAnswer,
         path=COLLECTION,
@@ -226,7 +122,7 @@ _TABLE = (
     Operation(
         "chunks",
         "The chunks by id, a page at a time.",
-        _chunks,
+        handlers.chunks,
         200,
         schemas.ChunkPage,
         path=COLLECTION,
@@ -234,11 +130,13 @@ _TABLE = (
         port="collection",
         method="page",
     ),
-    Operation("chunk", "One chunk.", _chunk, 200, schemas.Chunk, path=CHUNK, port="collection", method="chunk"),
+    Operation(
+        "chunk", "One chunk.", handlers.chunk, 200, schemas.Chunk, path=CHUNK, port="collection", method="chunk"
+    ),
     Operation(
         "delete_chunk",
         "Delete one chunk.",
-        _delete_chunk,
+        handlers.delete_chunk,
         200,
         schemas.DeleteAnswer,
         path=CHUNK,
@@ -249,7 +147,7 @@ _TABLE = (
     Operation(
         "delete",
         "Delete chunks by ids or by filters, not both; an empty body is refused.",
-        _delete,
+        handlers.delete,
         200,
         schemas.DeleteAnswer,
         path=COLLECTION,
@@ -262,7 +160,7 @@ _TABLE = (
     Operation(
         "search",
         "Search one vector space, the default unless it is named.",
-        _search,
+        handlers.search,
         200,
         schemas.SearchResponse,
         path=COLLECTION,
@@ -274,7 +172,7 @@ _TABLE = (
     Operation(
         "add_space",
         "Add a vector space; it is building until it is rebuilt or fed.",
-        _add_space,
+        handlers.add_space,
         201,
         schemas.SpaceAdded,
         path=COLLECTION,
@@ -288,7 +186,7 @@ _TABLE = (
     Operation(
         "list_spaces",
         "The vector spaces of a collection.",
-        _list_spaces,
+        handlers.list_spaces,
         200,
         list[schemas.SpaceInfo],
         path=COLLECTION,
@@ -298,7 +196,7 @@ _TABLE = (
     Operation(
         "set_space",
         "Move a space's endpoint, or change its query prompt or beam width.",
-        _set_space,
+        handlers.set_space,
         200,
         schemas.SpaceInfo,
         path=SPACE,
@@ -311,7 +209,7 @@ _TABLE = (
     Operation(
         "drop_space",
         "Drop a vector space that is not the default; its bytes are gone from disk.",
-        _drop_space,
+        handlers.drop_space,
         204,
         path=SPACE,
         query=schemas.DropQuery,
@@ -323,7 +221,7 @@ _TABLE = (
     Operation(
         "rebuild",
         "Embed every chunk into a space, in the background; resumes what an earlier run left. dry_run: estimate it.",
-        _rebuild,
+        handlers.rebuild,
         202,
         schemas.RebuildStarted,
         {200: schemas.RebuildEstimate},
@@ -339,7 +237,7 @@ _TABLE = (
     Operation(
         "cancel_rebuild",
         "Cancel a running rebuild; what it embedded is kept.",
-        _cancel_rebuild,
+        handlers.cancel_rebuild,
         202,
         schemas.RebuildCancelled,
         path=SPACE,
@@ -351,7 +249,7 @@ _TABLE = (
     Operation(
         "rebuild_status",
         "How far a space is.",
-        _rebuild_status,
+        handlers.rebuild_status,
         200,
         schemas.RebuildStatus,
         path=SPACE,
@@ -361,7 +259,7 @@ _TABLE = (
     Operation(
         "quarantine",
         "The chunks that the endpoint refuses for themselves, with its reasons.",
-        _quarantine,
+        handlers.quarantine,
         200,
         schemas.Quarantine,
         path=SPACE,
@@ -372,7 +270,7 @@ _TABLE = (
     Operation(
         "swap",
         "Swap the default: new queries use this space once it answers.",
-        _swap,
+        handlers.swap,
         200,
         schemas.Swapped,
         path=COLLECTION,
@@ -385,7 +283,7 @@ _TABLE = (
     Operation(
         "history",
         "What was done to the vector spaces: when, by whom, why, and how long it took.",
-        _history,
+        handlers.history,
         200,
         schemas.History,
         path=COLLECTION,

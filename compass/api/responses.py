@@ -181,10 +181,10 @@ def _event(event: Event) -> schemas.Event:
 
 def _result(hit: Hit, space: Space) -> schemas.Result:
     """A hit, with its vector where the query asked for it."""
-    shown = chunk(hit.chunk)
+    stored = chunk(hit.chunk)
     if hit.vector is not None:
-        shown.embeddings = {space.name: hit.vector.tolist()}
-    return schemas.Result(shown, float(hit.score))
+        stored.embeddings = {space.name: hit.vector.tolist()}
+    return schemas.Result(stored, float(hit.score))
 
 
 def _iso(seconds: float) -> str:

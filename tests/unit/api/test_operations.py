@@ -56,10 +56,10 @@ def test_each_operation_names_the_method_that_carries_it_out(operation: Operatio
 
 def test_a_method_is_repeatable_or_not() -> None:
     """Whichever operation calls it."""
-    said: dict[tuple[str, str], set[bool]] = {}
+    flags: dict[tuple[str, str], set[bool]] = {}
     for one in OPERATIONS.values():
-        said.setdefault((str(one.port), one.method), set()).add(one.repeatable)
-    assert all(len(values) == 1 for values in said.values())
+        flags.setdefault((str(one.port), one.method), set()).add(one.repeatable)
+    assert all(len(values) == 1 for values in flags.values())
 
 
 def test_what_must_not_be_sent_twice() -> None:

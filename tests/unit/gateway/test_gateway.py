@@ -162,8 +162,8 @@ async def test_no_answer_is_older_than_what_this_gateway_has_acknowledged(docs: 
     docs.collection("docs").seq += 3  # through another gateway
     await search(docs, query="x", min_seq=deleted["seq"] + 2)
     await search(docs, vector=[1, 0, 0], vector_space="fed")
-    asked = [q.min_seq for q in docs.index("docs", "old").queries]
-    assert asked == [0, written["seq"], deleted["seq"], deleted["seq"] + 2]
+    min_seqs = [q.min_seq for q in docs.index("docs", "old").queries]
+    assert min_seqs == [0, written["seq"], deleted["seq"], deleted["seq"] + 2]
     assert [q.min_seq for q in docs.index("docs", "fed").queries] == [deleted["seq"]]
 
 
@@ -245,11 +245,11 @@ async def test_the_expected_epoch_vouches_for_a_bare_vector_of_an_ingest(swapped
 async def test_the_expected_epoch_vouches_for_a_bare_vector_of_a_search(swapped: FakeService) -> None:
     """As for an ingest; it is compared for a query by text and by name, too."""
     await ingest(swapped, {**CHUNK, "embeddings": {"fed": [1, 0, 0], "old": [1, 0, 0, 0]}})
-    found = await search(swapped, vector=[1, 0, 0], expected_epoch=2)
-    assert (found["vector_space"], found["total"]) == ("fed", 1)
-    for asked in ({"vector": [1, 0, 0]}, {"query": "a text", "vector_space": "old"}):
+    response = await search(swapped, vector=[1, 0, 0], expected_epoch=2)
+    assert (response["vector_space"], response["total"]) == ("fed", 1)
+    for fields in ({"vector": [1, 0, 0]}, {"query": "a text", "vector_space": "old"}):
         with pytest.raises(EpochMismatchError):
-            await search(swapped, **asked, expected_epoch=1)
+            await search(swapped, **fields, expected_epoch=1)
 
 
 async def test_the_guard_can_be_switched_off(docs: FakeService) -> None:
@@ -258,8 +258,8 @@ async def test_the_guard_can_be_switched_off(docs: FakeService) -> None:
     body = {"name": "loose", "vector_spaces": spaces, "config": {"bare_vectors": "follow-default"}}
     await docs.call("create_collection", body=body)
     await docs.call("swap", collection="loose", body={"name": "b"})
-    found = await docs.call("search", collection="loose", body={"vector": [1, 0, 0]})
-    assert (found["vector_space"], found["epoch"]) == ("b", 2)
+    response = await docs.call("search", collection="loose", body={"vector": [1, 0, 0]})
+    assert (response["vector_space"], response["epoch"]) == ("b", 2)
 
 
 async def test_an_embeddings_key_of_the_default_is_no_bare_vector(swapped: FakeService) -> None:

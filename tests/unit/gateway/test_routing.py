@@ -88,17 +88,17 @@ def router() -> ScriptedRouter:
 
 @pytest.fixture
 async def held(router: ScriptedRouter, clock: ManualClock) -> AsyncIterator[RouteTable]:
-    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=LONG_S)) as made:
+    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=LONG_S)) as routes:
         await router.say(Directive((1, 1), LEASE_S, (), table()))
-        yield made
+        yield routes
 
 
 @pytest.fixture
 async def impatient(router: ScriptedRouter, clock: ManualClock) -> AsyncIterator[RouteTable]:
     """As `held`, but a query is turned away after a moment."""
-    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=HOLD_S)) as made:
+    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=HOLD_S)) as routes:
         await router.say(Directive((1, 1), LEASE_S, (), table()))
-        yield made
+        yield routes
 
 
 async def test_query_goes_to_the_default_or_to_a_name(held: RouteTable) -> None:
@@ -126,9 +126,9 @@ async def test_gateway_without_a_lease_does_not_answer(impatient: RouteTable, cl
 
 async def test_joining_waits_for_the_router_but_not_for_ever(router: ScriptedRouter, clock: ManualClock) -> None:
     """A gateway knows when it has its first lease, and can give up waiting for a router that is not there."""
-    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=HOLD_S)) as made:
-        assert not await made.joined(0.01)
-        joining = asyncio.ensure_future(made.joined(5))
+    async with running(RouteTable("g", router.poll, clock, LEASE_S, hold_s=HOLD_S)) as routes:
+        assert not await routes.joined(0.01)
+        joining = asyncio.ensure_future(routes.joined(DEADLINE_S))
         await router.say(Directive((1, 1), LEASE_S, (), table()))
         assert await joining
 
@@ -224,13 +224,13 @@ async def test_end_of_a_drain_is_said_at_once(held: RouteTable, router: Scripted
 # ---- with the publisher itself at the other end
 
 
-def put(made: CollectionRoute) -> Update:
-    return lambda table: table.with_route(made)
+def put(new: CollectionRoute) -> Update:
+    return lambda table: table.with_route(new)
 
 
-def commit(made: CollectionRoute) -> Callable[[], Awaitable[Update]]:
+def commit(new: CollectionRoute) -> Callable[[], Awaitable[Update]]:
     async def run() -> Update:
-        return put(made)
+        return put(new)
 
     return run
 
@@ -261,8 +261,8 @@ async def test_swap_under_load_shows_no_old_answer_after_a_new_one(clock: Manual
 
         asking = [asyncio.ensure_future(ask(gateway)) for gateway in gateways for _ in range(3)]
         for epoch in range(2, 22):
-            made = CollectionRoute("u", "c", epoch, "old" if epoch % 2 else "new", route().spaces)
-            await publisher.transition(DEFAULT, commit(made))
+            swapped = CollectionRoute("u", "c", epoch, "old" if epoch % 2 else "new", route().spaces)
+            await publisher.transition(DEFAULT, commit(swapped))
             newest = max(newest, epoch)
         await until(lambda: answered > 100 or any(task.done() for task in asking))
         for task in asking:

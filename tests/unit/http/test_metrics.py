@@ -29,7 +29,7 @@ print(metrics.exposition(samples).decode())
 
 
 class Counting:
-    """A process that counts one request, and shows everything when it is told to."""
+    """A process that counts one request, and shows everything on demand."""
 
     def __init__(self, cache: Path, name: str, epoch: int, *samples: SpaceSample) -> None:
         command = [sys.executable, "-c", COUNT, str(cache), name, pickle.dumps(samples).hex(), str(epoch)]
@@ -37,27 +37,27 @@ class Counting:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "counted\n"
 
-    def shown(self) -> list[str]:
+    def exposition(self) -> list[str]:
         return self.process.communicate("\n", timeout=30)[0].splitlines()
 
 
 def test_any_gateway_answers_for_all_of_its_node(tmp_path: Path) -> None:
     """Requests are summed; each gateway's epoch stands beside its name, as long as it lives."""
     first, second = Counting(tmp_path, "g1", 3), Counting(tmp_path, "g2", 4)
-    shown = second.shown()
-    assert 'compass_requests_total{route="GET /x",status="200"} 2.0' in shown
-    epochs = {line.split("gateway=")[1][1:3]: line.rsplit(" ", 1)[1] for line in shown if "epoch{" in line}
+    lines = second.exposition()
+    assert 'compass_requests_total{route="GET /x",status="200"} 2.0' in lines
+    epochs = {line.split("gateway=")[1][1:3]: line.rsplit(" ", 1)[1] for line in lines if "epoch{" in line}
     assert epochs == {"g1": "3.0", "g2": "4.0"}
     third = Counting(tmp_path, "g3", 4)
-    shown = third.shown()
-    assert 'compass_requests_total{route="GET /x",status="200"} 3.0' in shown
-    assert {line.split("gateway=")[1][1:3] for line in shown if "epoch{" in line} == {"g1", "g3"}
-    first.shown()
+    lines = third.exposition()
+    assert 'compass_requests_total{route="GET /x",status="200"} 3.0' in lines
+    assert {line.split("gateway=")[1][1:3] for line in lines if "epoch{" in line} == {"g1", "g3"}
+    first.exposition()
 
 
 def test_counts_begin_anew_with_the_service(tmp_path: Path) -> None:
     """Nobody lives who counted before."""
-    Counting(tmp_path, "g1", 1).shown()
+    Counting(tmp_path, "g1", 1).exposition()
     assert list(fresh_folder(tmp_path, 8000).glob("*.db")) == []
 
 
@@ -84,7 +84,7 @@ def test_spaces_and_their_rebuilds_are_shown(tmp_path: Path) -> None:
         sample("new", "building", running),
         sample("silent", "active", None),
     ]
-    shown = Counting(tmp_path, "g1", 1, *samples).shown()
+    lines = Counting(tmp_path, "g1", 1, *samples).exposition()
     for line in (
         'compass_space_default{collection="docs",space="old"} 1.0',
         'compass_space_active{collection="docs",space="new"} 0.0',
@@ -94,6 +94,6 @@ def test_spaces_and_their_rebuilds_are_shown(tmp_path: Path) -> None:
         'compass_space_lag_chunks{collection="docs",space="new"} 30.0',
         'compass_rebuild_endpoint_docs{collection="docs",endpoint="http://e/embed",space="new"} 70.0',
     ):
-        assert line in shown
-    assert not any("endpoint_docs{" in line and 'space="old"' in line for line in shown)
-    assert not any("lag" in line and 'space="silent"' in line for line in shown)
+        assert line in lines
+    assert not any("endpoint_docs{" in line and 'space="old"' in line for line in lines)
+    assert not any("lag" in line and 'space="silent"' in line for line in lines)
