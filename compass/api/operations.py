@@ -40,7 +40,7 @@ class Operation:
         body_optional: Whether nothing at all may be sent.
         example: A body.
         named: Whether the history names the caller.
-        port: Which part of the service carries it out; None for the table alone.
+        port: Which part of the service carries it out.
         method: That part's method.
         repeatable: Whether the method may be called again when its answer was lost: it would do the same once more.
     """
@@ -57,8 +57,8 @@ class Operation:
     body_optional: bool = False
     example: str = ""
     named: bool = False
-    port: Port | None = None
-    method: str = ""
+    port: Port = field(kw_only=True)
+    method: str = field(kw_only=True)
     repeatable: bool = True
 
 

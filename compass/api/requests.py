@@ -10,7 +10,7 @@ from compass.domain.collection import CollectionSpec
 from compass.domain.embedding.endpoint_url import check_endpoint
 from compass.domain.filters import Filter, parse_filter
 from compass.domain.flaws import Flaw, invalid
-from compass.domain.ingest import IncomingChunk, IngestOrder
+from compass.domain.ingest import INT64_MAX, IncomingChunk, IngestOrder
 from compass.domain.names import check_dims, check_name
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.routing.swap import SwapOrder
@@ -154,7 +154,7 @@ def chunk_id(collection: str, value: str | int) -> int:
         NotFoundError: it is no id, so there is no such chunk.
     """
     text = str(value)
-    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= schemas.INT64_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= INT64_MAX):
         raise NotFoundError(f"collection {collection!r} has no chunk {text!r}", {"id": text})
     return int(text)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compass.api.schemas.base import INT64_MAX, INT64_MIN, MetaValue, Request, Status
+from compass.api.schemas.base import MetaValue, Request, Status
 from compass.api.schemas.chunks import Chunk, ChunkPage, DeleteAnswer, DeleteRequest, PageQuery
 from compass.api.schemas.collections import CollectionConfig, CollectionInfo, NewCollection
 from compass.api.schemas.estimates import RebuildEstimate
@@ -45,8 +45,6 @@ from compass.api.schemas.spaces import (
 )
 
 __all__ = [
-    "INT64_MAX",
-    "INT64_MIN",
     "CancelQuery",
     "Chunk",
     "ChunkIn",

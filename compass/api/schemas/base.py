@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-INT64_MAX = 2**63 - 1
-INT64_MIN = -(2**63)
+from compass.domain.ingest import INT64_MAX, INT64_MIN
 
 Int64 = Annotated[int, Meta(ge=INT64_MIN, le=INT64_MAX)]
 Beam = Annotated[int, Meta(ge=1, le=10_000)]

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from compass.api.schemas.base import INT64_MAX, Int64, MetaValue, Request, Text, Vector
+from compass.api.schemas.base import Int64, MetaValue, Request, Text, Vector
+from compass.domain.ingest import INT64_MAX
 
 
 class ChunkIn(Request):

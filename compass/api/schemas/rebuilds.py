@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from compass.api.schemas.base import INT64_MAX, Reason, Request, Status
+from compass.api.schemas.base import Reason, Request, Status
+from compass.domain.ingest import INT64_MAX
 
 
 class RebuildRequest(Request):

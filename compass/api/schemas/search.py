@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from compass.api.schemas.base import INT64_MAX, Beam, Int64, QueryVector, Request
+from compass.api.schemas.base import Beam, Int64, QueryVector, Request
 from compass.api.schemas.chunks import Chunk
+from compass.domain.ingest import INT64_MAX
 
 
 class ScoreWeights(Request):

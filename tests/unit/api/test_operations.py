@@ -50,7 +50,6 @@ def test_few_routes_are_of_http_alone() -> None:
 @ALL
 def test_each_operation_names_the_method_that_carries_it_out(operation: Operation) -> None:
     """Of a port of the gateway."""
-    assert operation.port is not None
     assert inspect.isfunction(getattr(PORTS[operation.port], operation.method))
 
 
@@ -58,7 +57,7 @@ def test_a_method_is_repeatable_or_not() -> None:
     """Whichever operation calls it."""
     flags: dict[tuple[str, str], set[bool]] = {}
     for one in OPERATIONS.values():
-        flags.setdefault((str(one.port), one.method), set()).add(one.repeatable)
+        flags.setdefault((one.port, one.method), set()).add(one.repeatable)
     assert all(len(values) == 1 for values in flags.values())
 
 
@@ -85,5 +84,5 @@ def test_the_example_fits(operation: Operation) -> None:
 @ALL
 def test_who_asks_for_a_change_is_named(operation: Operation) -> None:
     """In each change of a space's state that the history records."""
-    port = PORTS[operation.port or ""]
+    port = PORTS[operation.port]
     assert operation.named == ("by" in inspect.signature(getattr(port, operation.method)).parameters)

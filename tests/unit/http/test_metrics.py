@@ -38,7 +38,7 @@ class Counting:
         assert self.process.stdout.readline() == "counted\n"
 
     def exposition(self) -> list[str]:
-        return self.process.communicate("\n", timeout=30)[0].splitlines()
+        return self.process.communicate("\n", timeout=60)[0].splitlines()
 
 
 def test_any_gateway_answers_for_all_of_its_node(tmp_path: Path) -> None:

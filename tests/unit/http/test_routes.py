@@ -532,7 +532,7 @@ async def test_the_application_lives_with_and_without_lifespan(service: Any) -> 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(service.app({"type": "lifespan"}, receive, send), 1)
+    await asyncio.wait_for(service.app({"type": "lifespan"}, receive, send), 30)
     assert [m["type"] for m in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     await service.app({"type": "websocket", "path": "/"}, receive, send)
     assert sent[-1]["type"] == "websocket.close"
