@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -10,41 +10,43 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from compass.api import schemas
-from compass.api.estimates import RebuildEstimate
+from compass.domain import info
 from compass.domain.chunk import Chunk
-from compass.domain.collection import CollectionStats
 from compass.domain.embedding.endpoint_url import shown as without_secrets
 from compass.domain.embedding.fingerprint import Fingerprint
 from compass.domain.history import Event
+from compass.domain.ingest import IngestReceipt
+from compass.domain.page import Page
+from compass.domain.rebuild.order import RebuildStarted
 from compass.domain.rebuild.report import EstimateReport
-from compass.domain.rebuild.status import RebuildStatus
-from compass.domain.routing.table import CollectionRoute
+from compass.domain.rebuild.status import QuarantinedChunk
+from compass.domain.receipts import Deleted
+from compass.domain.routing.swap import Swapped
 from compass.domain.search.query import Hit
-from compass.domain.space import BUILTIN, Space, SpaceStats
+from compass.domain.search.result import SearchResult
+from compass.domain.space import BUILTIN, NewSpace, Space
 
 T = TypeVar("T")
 
-ALMOST = 0.9999  # the most that a space which is not active may claim
 
-
-def collection_info(
-    route: CollectionRoute, stats: CollectionStats, spaces: Iterable[schemas.SpaceInfo]
-) -> schemas.CollectionInfo:
+def collection_info(collection: info.CollectionInfo) -> schemas.CollectionInfo:
     """A collection: its route, what its writer says, its spaces."""
+    route = collection.route
     return schemas.CollectionInfo(
         name=route.name,
         created_at=_iso(route.created_at),
         embedding_dims=route.space(None).config.dims,
-        chunk_count=stats.chunk_count,
-        vector_spaces={space.name: space for space in spaces},
+        chunk_count=collection.stats.chunk_count,
+        vector_spaces={one.space.name: space_info(one) for one in collection.spaces},
         default_vector_space=route.default,
         epoch=route.epoch,
-        seq=stats.seq,
+        seq=collection.stats.seq,
     )
 
 
-def space_info(space: Space, stats: SpaceStats) -> schemas.SpaceInfo:
+def space_info(one: info.SpaceInfo) -> schemas.SpaceInfo:
     """A space: its record, and what its index knows."""
+    space, stats = one.space, one.stats
     config, built_by = space.config, space.built_by
     endpoint = config.embed_endpoint
     if endpoint is not None and endpoint != BUILTIN:
@@ -66,17 +68,82 @@ def space_info(space: Space, stats: SpaceStats) -> schemas.SpaceInfo:
     )
 
 
-def rebuild_status(space: Space, status: RebuildStatus) -> schemas.RebuildStatus:
-    """How far a space is.
+def space_added(space: NewSpace) -> schemas.SpaceAdded:
+    """A space that was added: it is building."""
+    return schemas.SpaceAdded(name=space.name, dims=space.config.dims, model=space.config.model, status="building")
 
-    Its record and its index are asked one after the other, so the status decides: 1.0 is active, and only that.
-    """
-    progress = 1.0 if space.status == "active" else min(status.progress, ALMOST)
-    run = status.run
+
+def swapped(swap: Swapped) -> schemas.Swapped:
+    """The default before and after."""
+    return schemas.Swapped(swap.previous, swap.current, swap.epoch)
+
+
+def history(events: Sequence[Event]) -> schemas.History:
+    """What was done, oldest first."""
+    return schemas.History([_event(event) for event in events])
+
+
+def ingest_answer(receipt: IngestReceipt) -> schemas.IngestAnswer:
+    """An acknowledged write."""
+    return schemas.IngestAnswer(
+        indexed=receipt.indexed,
+        id_map=dict(receipt.ids),
+        took_ms=round(1e3 * receipt.took_s, 3),
+        seq=receipt.seq,
+        pending=dict(receipt.pending),
+    )
+
+
+def delete_answer(receipt: Deleted) -> schemas.DeleteAnswer:
+    """An acknowledged delete."""
+    return schemas.DeleteAnswer(receipt.deleted, receipt.seq)
+
+
+def chunk(stored: Chunk) -> schemas.Chunk:
+    """A chunk without its vectors."""
+    return schemas.Chunk(
+        id=stored.id,
+        file_id=stored.file_id,
+        chunk_index=stored.chunk_index,
+        text=stored.text,
+        metadata=stored.metadata,
+        doc_type=stored.doc_type,
+        page=_or_unset(stored.page),
+        parent_id=_or_unset(stored.parent_id),
+        parent_ref=_or_unset(stored.parent_ref),
+        group_id=_or_unset(stored.group_id),
+    )
+
+
+def chunk_page(page: Page[Chunk]) -> schemas.ChunkPage:
+    """A page of chunks."""
+    return schemas.ChunkPage([chunk(stored) for stored in page.items], page.next)
+
+
+def search_response(result: SearchResult) -> schemas.SearchResponse:
+    """The hits of a search."""
+    return schemas.SearchResponse(
+        results=[_result(hit, result.space) for hit in result.hits],
+        total=len(result.hits),
+        took_us=round(1e6 * result.took_s),
+        mode="semantic",
+        vector_space=result.space.name,
+        epoch=result.epoch,
+    )
+
+
+def rebuild_started(started: RebuildStarted) -> schemas.RebuildStarted:
+    """A rebuild that runs now."""
+    return schemas.RebuildStarted(started.status, started.job_id)
+
+
+def rebuild_status(rebuild: info.SpaceRebuild) -> schemas.RebuildStatus:
+    """How far a space is."""
+    status = rebuild.status
     return schemas.RebuildStatus(
-        status=space.status,
-        progress=progress,
-        percent=round(100 * progress, 2),
+        status=rebuild.space.status,
+        progress=rebuild.progress,
+        percent=rebuild.percent,
         embedded=status.embedded,
         total=status.total,
         failed=status.failed,
@@ -84,10 +151,10 @@ def rebuild_status(space: Space, status: RebuildStatus) -> schemas.RebuildStatus
         docs_per_s=status.docs_per_s,
         eta_s=status.eta_s,
         run=schemas.RebuildRun(
-            state=run.state,
-            job_id=run.job_id,
-            started_at=_iso_or_none(run.started_at),
-            ended_at=_iso_or_none(run.ended_at),
+            state=status.run.state,
+            job_id=status.run.job_id,
+            started_at=_iso_or_none(status.run.started_at),
+            ended_at=_iso_or_none(status.run.ended_at),
         ),
         endpoints=_converted(status.endpoints, list[schemas.EndpointStatus]),
         quarantined=_converted(status.quarantined, list[schemas.QuarantinedChunk]),
@@ -96,30 +163,28 @@ def rebuild_status(space: Space, status: RebuildStatus) -> schemas.RebuildStatus
     )
 
 
-def estimate(report: EstimateReport) -> RebuildEstimate:
+def quarantine(page: Page[QuarantinedChunk]) -> schemas.Quarantine:
+    """A page of the chunks that an endpoint refuses."""
+    return schemas.Quarantine(_converted(page.items, list[schemas.QuarantinedChunk]), page.next)
+
+
+def estimate(report: EstimateReport) -> schemas.RebuildEstimate:
     """The report of a dry run."""
     plain = msgspec.to_builtins(report)
     plain["failures"] = [{k: v for k, v in failure.items() if v is not None} for failure in plain["failures"]]
-    return msgspec.convert(plain, RebuildEstimate)
+    return msgspec.convert(plain, schemas.RebuildEstimate)
 
 
-def history(events: Iterable[Event]) -> schemas.History:
-    """What was done, oldest first."""
-    shown = (msgspec.convert({**event.to_json(), "at": _iso(event.at)}, schemas.Event) for event in events)
-    return schemas.History(list(shown))
+def _event(event: Event) -> schemas.Event:
+    return msgspec.convert({**event.to_json(), "at": _iso(event.at)}, schemas.Event)
 
 
-def chunk_shown(chunk: Chunk) -> schemas.Chunk:
-    """A chunk without its vectors."""
-    return schemas.Chunk(**chunk.public())
-
-
-def result(hit: Hit, space: Space) -> schemas.Result:
+def _result(hit: Hit, space: Space) -> schemas.Result:
     """A hit, with its vector where the query asked for it."""
-    shown = chunk_shown(hit.chunk)
+    stored = chunk(hit.chunk)
     if hit.vector is not None:
-        shown.embeddings = {space.name: hit.vector.tolist()}
-    return schemas.Result(shown, float(hit.score))
+        stored.embeddings = {space.name: hit.vector.tolist()}
+    return schemas.Result(stored, float(hit.score))
 
 
 def _iso(seconds: float) -> str:
@@ -130,8 +195,8 @@ def _iso_or_none(seconds: float | None) -> str | None:
     return None if seconds is None else _iso(seconds)
 
 
-def _or_unset(text: str | None) -> str | UnsetType:
-    return UNSET if text is None else text
+def _or_unset(value: T | None) -> T | UnsetType:
+    return UNSET if value is None else value
 
 
 def _converted(value: object, kind: type[T]) -> T:

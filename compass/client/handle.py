@@ -51,14 +51,28 @@ class Operations:
         """Delete a collection and every byte of it."""
         return self._call("delete_collection", collection=collection)
 
-    def ingest(self, collection: str, chunks: Iterable[Mapping[str, Any]], wait_s: float = 10.0) -> Any:
+    def ingest(
+        self,
+        collection: str,
+        chunks: Iterable[Mapping[str, Any]],
+        wait_s: float = 10.0,
+        expected_epoch: int | None = None,
+    ) -> Any:
         """Write chunks; durable when it returns: {indexed, id_map, seq, pending, took_ms}."""
-        body = {"chunks": [dict(c) for c in chunks], "wait_s": wait_s}
+        body = {"chunks": [dict(c) for c in chunks], "wait_s": wait_s, "expected_epoch": expected_epoch}
         return self._call("ingest", collection=collection, body=body)
 
     def chunks(self, collection: str, after: int = -1, limit: int = 100) -> Any:
         """A page of chunks by id: {chunks, next}."""
         return self._call("chunks", collection=collection, after=after, limit=limit)
+
+    def chunk(self, collection: str, chunk_id: int) -> Any:
+        """One chunk."""
+        return self._call("chunk", collection=collection, chunk_id=chunk_id)
+
+    def delete_chunk(self, collection: str, chunk_id: int) -> Any:
+        """Delete one chunk: {deleted, seq}."""
+        return self._call("delete_chunk", collection=collection, chunk_id=chunk_id)
 
     def delete(self, collection: str, **what: Any) -> Any:
         """Delete by `ids` or by `filters`: {deleted, seq}."""
@@ -76,6 +90,10 @@ class Operations:
     def spaces(self, collection: str) -> Any:
         """The spaces of a collection."""
         return self._call("list_spaces", collection=collection)
+
+    def set_space(self, collection: str, space: str, **changes: Any) -> Any:
+        """Change what can change while a space answers; fields as of `PATCH …/vector-spaces/{space}`: its info."""
+        return self._call("set_space", collection=collection, space=space, body=changes)
 
     def drop_space(self, collection: str, space: str, confirm: str | None = None, reason: str | None = None) -> Any:
         """Drop a space and its bytes; `confirm` is its name, wanted while it was the default a short while ago."""

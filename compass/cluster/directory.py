@@ -11,6 +11,7 @@ from typing import Any, cast
 import ray
 from ray.actor import ActorClass, ActorHandle
 
+from compass.api.operations import NEVER_REPEATED_BY_COLLECTION, NEVER_REPEATED_BY_ROUTER
 from compass.cluster import ports
 from compass.cluster.stub import NAMESPACE, Remote
 from compass.control.ports import RebuildPort
@@ -25,12 +26,6 @@ ROUTER = "router"
 CLOSE_S = 20.0
 ESTIMATE_S = 120.0  # its process starts, reads the lengths of all texts, and asks the endpoints for some seconds
 
-# Methods that are never sent a second time, by the part that they are of.
-# A swap is a compare-and-set: sent twice, its second answer would be a conflict with itself.
-# A delete by filter, sent twice, would also take what was written in between.
-COLLECTION_CALLED_ONCE = frozenset({"change", "delete"})
-# Done, they refuse to be done again: whoever asked would be told of a conflict with themselves.
-ROUTER_CALLED_ONCE = frozenset({"create_collection", "delete_collection", "add_space", "drop_space", "start_rebuild"})
 # Nobody starts such a process a second time, and one that died has nothing left to close.
 ESTIMATOR_CALLED_ONCE = frozenset({"estimate"})
 CLOSED_ONCE = frozenset({"close"})
@@ -72,11 +67,11 @@ class RayCluster:
 
     def router(self) -> ports.Router:
         """The router; started if it is not there."""
-        return cast(ports.Router, self._stub(ROUTER, "router", (), ROUTER_CALLED_ONCE))
+        return cast(ports.Router, self._stub(ROUTER, "router", (), NEVER_REPEATED_BY_ROUTER))
 
     def collection(self, uuid: str) -> ports.Collection:
         """The writer of a collection; started if it is not there."""
-        stub = self._stub(f"collection:{uuid}", "collection", (uuid,), COLLECTION_CALLED_ONCE)
+        stub = self._stub(f"collection:{uuid}", "collection", (uuid,), NEVER_REPEATED_BY_COLLECTION)
         return cast(ports.Collection, stub)
 
     def index(self, uuid: str, space: Space) -> ports.SpaceIndex:

@@ -12,13 +12,14 @@ from typing import Any
 import ray
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from compass.api.calls import call
 from compass.cluster import wiring
 from compass.cluster.directory import RayCluster
 from compass.cluster.router_process import RouterProcess
 from compass.domain.routing.table import RoutingTable
 from compass.errors import CompassError
 from compass.http.app import build_app
-from compass.http.listener import Door
+from compass.http.listener import Listener
 from compass.http.metrics import PrometheusMetrics, fresh_folder
 from compass.settings import Settings
 
@@ -32,7 +33,7 @@ class GatewayReplica:
     """The process of a gateway. It starts the router where there is none, and nothing else."""
 
     async def __init__(self, settings: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        """Ask the router for the table, then open the door."""
+        """Ask the router for the table, then listen."""
         values = Settings(**settings)
         cluster = RayCluster({"router": ray.remote(RouterProcess)}, settings)
         self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # containers share pids
@@ -46,11 +47,11 @@ class GatewayReplica:
         self._polling = asyncio.get_running_loop().create_task(self._table.run())
         self._gateway = wiring.open_gateway(values, self._table, cluster)
         self._app = build_app(self._gateway, values, metrics)
-        self._door = Door(self._app, values.host, values.port)
+        self._listener = Listener(self._app, values.host, values.port)
         # Connections come with the first instant of listening, also in a rollout: so not before there are answers.
-        # While a service opens for long, the door says so.
+        # While a service opens for long, the listener says so.
         await self._table.joined(JOIN_S)
-        self._door.open()
+        self._listener.open()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application behind Serve's door. Its end is the end of our own door too."""
@@ -71,7 +72,7 @@ class GatewayReplica:
 
     async def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         """A Python handle's call: one of the gateway's operations by name."""
-        return await self._gateway.call(operation, arguments)
+        return await call(self._gateway, operation, arguments)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose polling has ended; a lease that ran out is not its fault."""
@@ -80,7 +81,7 @@ class GatewayReplica:
 
     async def _close(self) -> None:
         """Answer what has been asked, then tell the router, so that the next swap need not wait for our lease."""
-        await self._door.close()
+        await self._listener.close()
         self._polling.cancel()
         await asyncio.wait([self._polling])
         self._table.leave()

@@ -206,7 +206,7 @@ def open_table(
     settings: Settings, name: str, router: ports.Router, on_table: Callable[[RoutingTable], None] = lambda table: None
 ) -> RouteTable:
     """The routing table of the gateway of this name, unique to its process; `on_table` takes each new one."""
-    return RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, settings.lease_s, told=on_table)
+    return RouteTable(name, lambda ack: router.poll(name, ack), boot_clock, settings.lease_s, on_table=on_table)
 
 
 def open_gateway(settings: Settings, table: RouteTable, directory: ports.GatewayDirectory) -> Gateway:

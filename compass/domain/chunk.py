@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,22 +56,6 @@ class Chunk(NamedTuple):
     parent_id: int | None
     parent_ref: str | None
     group_id: str | None
-
-    def public(self) -> dict[str, Any]:
-        """The chunk as the HTTP interface shows it."""
-        shown: dict[str, Any] = {
-            "id": self.id,
-            "file_id": self.file_id,
-            "chunk_index": self.chunk_index,
-            "text": self.text,
-            "metadata": self.metadata,
-            "doc_type": self.doc_type,
-        }
-        for name in ("page", "parent_id", "parent_ref", "group_id"):
-            value = getattr(self, name)
-            if value is not None:
-                shown[name] = value
-        return shown
 
 
 def has_text(text: str) -> bool:

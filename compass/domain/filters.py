@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compass.domain.chunk import Chunk, MetaValue, Scalar
+from compass.domain.flaws import Flaw
 from compass.errors import InvalidRequestError
 
 BUILTIN_FIELDS = ("file_id", "doc_type", "group_id", "parent_id", "page", "chunk_index", "id")
@@ -40,17 +41,18 @@ def parse_filter(filters: Mapping[str, Any]) -> Filter:
     Raises:
         InvalidRequestError: null, a list, an operator that this version does not have, an unknown `$` key.
     """
-    conditions, errors = [], []
+    conditions, flaws = [], []
     for name, value in filters.items():
         if name.startswith("$"):
-            errors.append({"field": name, "detail": "is not supported; this version filters by equality"})
+            flaws.append(Flaw(f"filters.{name}", "is not supported; this version filters by equality"))
         elif isinstance(value, bool | int | float | str):
             conditions.append(Equals(name, value))
         else:
-            errors.append({"field": name, "detail": f"{value!r} is not a bool, number or string to be equal to"})
-    if errors:
-        said = "; ".join(f"filters.{e['field']}: {e['detail']}" for e in errors)
-        raise InvalidRequestError(said, {"errors": [{**e, "field": f"filters.{e['field']}"} for e in errors]})
+            detail = f"{value!r} is not a bool, number or string to be equal to"
+            flaws.append(Flaw(f"filters.{name}", detail))
+    if flaws:
+        sentence = "; ".join(f"{flaw.field}: {flaw.detail}" for flaw in flaws)
+        raise InvalidRequestError(sentence, {"errors": [flaw.to_json() for flaw in flaws]})
     return Filter(tuple(conditions))
 
 

@@ -228,3 +228,11 @@ class SpaceChanges:
         if self.ef_search is not None:
             changed["hnsw"] = replace(config.hnsw, ef_search=self.ef_search)
         return changed
+
+
+@dataclass(frozen=True, slots=True)
+class NewSpace:
+    """A space to add."""
+
+    name: str
+    config: SpaceConfig

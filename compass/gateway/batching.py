@@ -66,13 +66,13 @@ class BatchedIndex:
         if not batch:  # those who asked have gone
             return
         try:
-            found = await self._index.search([query for query, _ in batch])
-            answers = list(zip(batch, found, strict=True))
+            hits = await self._index.search([query for query, _ in batch])
+            answered = list(zip(batch, hits, strict=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who asked
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
             return
-        for (_, answer), hits in answers:
+        for (_, answer), own in answered:
             if not answer.done():
-                answer.set_result(hits)
+                answer.set_result(own)

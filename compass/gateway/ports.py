@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from compass.domain.chunk import Chunk, ChunkInput
@@ -13,9 +14,25 @@ from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
 from compass.domain.rebuild.report import EstimateReport
 from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus
 from compass.domain.receipts import Deleted, Ingested
+from compass.domain.routing.lease import Routed
 from compass.domain.routing.swap import SwapOrder, Swapped
+from compass.domain.routing.table import RoutingTable
 from compass.domain.search.query import Hit, Query
 from compass.domain.space import SpaceChanges, SpaceConfig, SpaceStats
+
+
+class Table(Protocol):
+    """The gateway's own routing table."""
+
+    @property
+    def table(self) -> RoutingTable:
+        """The newest table that has arrived, whether or not its lease still runs."""
+
+    async def current(self) -> RoutingTable:
+        """The table, under a lease; for what no change of it need hold up."""
+
+    def route(self, collection: str, space: str | None) -> AbstractAsyncContextManager[Routed]:
+        """Where a query goes, to a space by name or to the default for None; in flight until the block ends."""
 
 
 class Router(Protocol):

@@ -22,7 +22,7 @@ OPEN_S = 5.0  # before it is asked again
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Endpoint:
     """A space's endpoint, as long as neither its config nor its builder changes."""
 
     fingerprint: Fingerprint
@@ -37,10 +37,24 @@ class QueryEmbedding:
     The cache is keyed by (space id, fingerprint, text): a vector of another model, prompt or option is never found.
     """
 
-    def __init__(self, open_embedder: Callable[[Space], Embedder], cache_bytes: int = CACHE_BYTES) -> None:
-        """Open embedders of spaces when they are asked for first, and keep so many bytes of vectors."""
-        self._open = open_embedder
-        self._asked: dict[str, _Asked] = {}
+    def __init__(
+        self,
+        open_embedder: Callable[[Space], Embedder],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        failures: int = FAILURES,
+        open_s: float = OPEN_S,
+    ) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            open_embedder: Opens the embedder of a space when it is asked for first.
+            cache_bytes: Of vectors to keep.
+            failures: In a row, after which nobody waits for an endpoint.
+            open_s: How long nobody does: the time for which its circuit breaker stays open.
+        """
+        self._open, self._failures, self._open_s = open_embedder, failures, open_s
+        self._endpoints: dict[str, _Endpoint] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._cache: cachetools.LRUCache[tuple[str, Fingerprint, str], FloatVector] = cachetools.LRUCache(
             cache_bytes, getsizeof=lambda vector: vector.nbytes + ENTRY_BYTES
@@ -55,31 +69,31 @@ class QueryEmbedding:
             FingerprintMismatchError: it is another model than the one that built the space.
             EmbeddingError: it refuses this text, or lies.
         """
-        asked = self._of(space)
-        key = (space.id, asked.fingerprint, query)
-        found = self._cache.get(key)
-        if found is None:
-            found = await self._embed(asked, query, timeout_s)
-            if found.nbytes + len(query) + ENTRY_BYTES <= self._cache.maxsize:
-                self._cache[key] = found
-        return found
+        endpoint = self._of(space)
+        key = (space.id, endpoint.fingerprint, query)
+        vector = self._cache.get(key)
+        if vector is None:
+            vector = await self._embed(endpoint, query, timeout_s)
+            if vector.nbytes + len(query) + ENTRY_BYTES <= self._cache.maxsize:
+                self._cache[key] = vector
+        return vector
 
-    async def _embed(self, asked: _Asked, query: str, timeout_s: float) -> FloatVector:
-        name = asked.space.name
+    async def _embed(self, endpoint: _Endpoint, query: str, timeout_s: float) -> FloatVector:
+        name = endpoint.space.name
         try:
-            with asked.breaker.calling():
-                return await _first(asked.embedder, asked.space.config.query_text(query), timeout_s)
+            with endpoint.breaker.calling():
+                return await _first(endpoint.embedder, endpoint.space.config.query_text(query), timeout_s)
         except pybreaker.CircuitBreakerError:
             raise EndpointUnavailableError(
-                f"the endpoint of vector space {name!r} has failed {FAILURES} times in a row; it is asked again "
-                f"within {OPEN_S:g} s. A query_vector needs no endpoint",
-                {"space": name, "retry_after": OPEN_S},
+                f"the endpoint of vector space {name!r} has failed {self._failures} times in a row; it is asked "
+                f"again within {self._open_s:g} s. A query_vector needs no endpoint",
+                {"space": name, "retry_after": self._open_s},
             ) from None
         except EndpointUnavailableError as error:
             raise EndpointUnavailableError(error.detail, {"retry_after": 1, **error.fields}) from None
 
-    def _of(self, space: Space) -> _Asked:
-        known = self._asked.get(space.id)
+    def _of(self, space: Space) -> _Endpoint:
+        known = self._endpoints.get(space.id)
         if known is not None:
             if known.space is space:
                 return known
@@ -88,8 +102,16 @@ class QueryEmbedding:
                 return known
             self._close(known.embedder)
         fingerprint = Fingerprint.of(space.config, space.built_by or BuiltBy())
-        made = self._asked[space.id] = _Asked(fingerprint, space, self._open(space), _breaker())
-        return made
+        endpoint = self._endpoints[space.id] = _Endpoint(fingerprint, space, self._open(space), self._breaker())
+        return endpoint
+
+    def _breaker(self) -> pybreaker.CircuitBreaker:
+        return pybreaker.CircuitBreaker(
+            self._failures,
+            reset_timeout=self._open_s,
+            exclude=[_is_not_its_fault],
+            throw_new_error_on_trip=False,
+        )
 
     def _close(self, embedder: Embedder) -> None:
         task = asyncio.get_running_loop().create_task(embedder.close())
@@ -106,10 +128,5 @@ async def _first(embedder: Embedder, text: str, timeout_s: float) -> FloatVector
         raise EndpointUnavailableError(f"the endpoint did not answer within {timeout_s:.3g} s") from None
 
 
-def _breaker() -> pybreaker.CircuitBreaker:
-    def not_its_fault(error: object) -> bool:
-        return not isinstance(error, EndpointUnavailableError)
-
-    return pybreaker.CircuitBreaker(
-        FAILURES, reset_timeout=OPEN_S, exclude=[not_its_fault], throw_new_error_on_trip=False
-    )
+def _is_not_its_fault(error: object) -> bool:
+    return not isinstance(error, EndpointUnavailableError)

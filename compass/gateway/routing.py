@@ -32,7 +32,7 @@ class RouteTable:
         lease_s: float,
         *,
         hold_s: float = HOLD_S,
-        told: Callable[[RoutingTable], None] = lambda table: None,
+        on_table: Callable[[RoutingTable], None] = lambda table: None,
     ) -> None:
         """Begin with nothing; `run` fills it.
 
@@ -42,9 +42,9 @@ class RouteTable:
             clock: Seconds, CLOCK_BOOTTIME in production.
             lease_s: The router's; a poll without an answer is given up after half of it.
             hold_s: How long a query waits, for a fence or a lease, before it is turned away.
-            told: Called with each new table.
+            on_table: Called with each new table.
         """
-        self._told = told
+        self._on_table = on_table
         self._id, self._poll, self._clock = gateway_id, poll, clock
         self._lease_s, self._hold_s = lease_s, hold_s
         self._holding = Holding()
@@ -170,6 +170,6 @@ class RouteTable:
             raise TakenOverError(f"router {directive.stamp[0]} has answered, there is {self._holding.stamp[0]} now")
         self._holding.receive(directive, sent_at)
         if directive.table is not None:
-            self._told(self._holding.table)
+            self._on_table(self._holding.table)
         self._news.set()
         self._news = asyncio.Event()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
+from compass.clock import Clock
 from compass.domain.routing.table import CollectionRoute
 from compass.domain.space import Space
 from compass.errors import CompassError
 from compass.gateway import ports
-
-if TYPE_CHECKING:
-    from compass.gateway.routing import RouteTable
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +22,13 @@ class Followers:
 
     def __init__(
         self,
-        table: RouteTable,
+        table: ports.Table,
         indexes: Callable[[Space], ports.SpaceIndex],
-        clock: Callable[[], float],
+        clock: Clock,
+        grace_s: float = GRACE_S,
     ) -> None:
-        """`clock` gives seconds that only grow."""
-        self._table, self._indexes, self._clock = table, indexes, clock
+        """Ask the spaces of `table`; see `Gateway`."""
+        self._table, self._indexes, self._clock, self._grace_s = table, indexes, clock, grace_s
 
     async def until_findable(self, route: CollectionRoute, seq: int, texts: int, wait_s: float) -> dict[str, int]:
         """Wait for the default space, and for the one that a swap is making the default.
@@ -63,7 +61,7 @@ class Followers:
 
         async def lag_at(space: Space) -> tuple[str, int]:
             try:
-                async with asyncio.timeout(wait_s + GRACE_S):
+                async with asyncio.timeout(wait_s + self._grace_s):
                     return space.name, await self._indexes(space).follow(seq, wait_s)
             except (TimeoutError, CompassError) as error:
                 log.warning("vector space %s has not confirmed commit %d: %s", space.name, seq, error or "timeout")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.routing import compile_path
 
-from compass.api.bodies import decode
+from compass.api import requests, schemas
+from compass.api.arguments import Arguments
+from compass.api.bodies import decode, from_query
 from compass.errors import CompassError, NotFoundError
 from compass.gateway.gateway import Gateway
 from compass.http import problems
@@ -31,7 +32,7 @@ from compass.http.messages import (
 from compass.http.metrics import OTHER, Metrics, NoMetrics
 from compass.http.middleware import caller, limit_concurrency, require_api_key, require_host
 from compass.http.openapi import openapi_document
-from compass.http.routes import ROUTES, Call, Route
+from compass.http.routes import ROUTES, Route, Served
 from compass.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class _Dispatch:
     """Finds the route, decodes what came, calls the gateway, encodes what it answered."""
 
     def __init__(self, gateway: Gateway, max_body_bytes: int, metrics: Metrics) -> None:
-        self._gateway, self._limit, self._metrics = gateway, max_body_bytes, metrics
+        self._served, self._limit = Served(gateway, metrics), max_body_bytes
         by_path: dict[str, dict[str, Route]] = {}
         for route in ROUTES:
             by_path.setdefault(route.path, {})[route.method] = route
@@ -125,8 +126,7 @@ class _Dispatch:
             return problems.method_not_allowed(method, [*methods, *(["HEAD"] if "GET" in methods else [])])
         scope[_ROUTE] = f"{route.method} {route.path}"
         body = await self._body(route, scope, receive)
-        call = Call(self._gateway, self._metrics, params, _query(route, scope), body, caller(scope))
-        answer = await route.handler(call)
+        answer = await route.handler(self._served, _arguments(route, params, scope, body))
         if route.answer is None:
             return Reply(route.status)
         if isinstance(answer, bytes):
@@ -135,12 +135,12 @@ class _Dispatch:
 
     def _find(self, path: str) -> tuple[Mapping[str, Route], dict[str, str]]:
         for pattern, methods in self._patterns:
-            found = pattern.match(path)
-            if found:
-                return methods, found.groupdict()
+            match = pattern.match(path)
+            if match:
+                return methods, match.groupdict()
         raise NotFoundError(f"there is no route {path!r}; see /docs")
 
-    async def _body(self, route: Route, scope: Scope, receive: Receive) -> Any:
+    async def _body(self, route: Route, scope: Scope, receive: Receive) -> schemas.Request | None:
         if route.body is None:
             return None
         body = await read_body(scope, receive, self._limit)
@@ -150,14 +150,15 @@ class _Dispatch:
         return decode(route.body, body)
 
 
-def _query(route: Route, scope: Scope) -> Any:
-    if route.query is None:
-        return None
-    given = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-    try:
-        return msgspec.convert(dict(given), route.query, strict=False)
-    except msgspec.ValidationError as error:
-        raise problems.of_decoding(error) from None
+def _arguments(route: Route, params: Mapping[str, str], scope: Scope, body: schemas.Request | None) -> Arguments:
+    query = None if route.query is None else from_query(route.query, _parameters(scope))
+    collection = params.get("collection", "")
+    chunk_id = requests.chunk_id(collection, params["id"]) if "id" in params else 0
+    return Arguments(collection, params.get("space", ""), chunk_id, query, body, caller(scope))
+
+
+def _parameters(scope: Scope) -> dict[str, str]:
+    return dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
 
 
 def _pages() -> dict[str, Reply]:

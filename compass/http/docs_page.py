@@ -50,17 +50,17 @@ def _route(route: Route, document: dict[str, Any]) -> str:
     if route.body is not None:
         parts.append(f"<p>Body: {_link(operation['requestBody']['content']['application/json']['schema'])}</p>")
     content = operation["responses"][str(route.status)].get("content")
-    shown = _answer(content) if content else "no body"
+    answer = _answer(content) if content else "no body"
     for status in route.others:
-        shown += f"; or {status}, {_answer(operation['responses'][str(status)]['content'])}"
-    parts.append(f"<p>Answer: {route.status}, {shown}; else {_link({'$ref': '#/Problem'})}</p>")
+        answer += f"; or {status}, {_answer(operation['responses'][str(status)]['content'])}"
+    parts.append(f"<p>Answer: {route.status}, {answer}; else {_link({'$ref': '#/Problem'})}</p>")
     parts.append(f"<pre>{escape(_curl(route))}</pre></details>")
     return "".join(parts)
 
 
 def _answer(content: dict[str, Any]) -> str:
-    ((media_type, said),) = content.items()
-    return _link(said["schema"]) if media_type == JSON else escape(media_type)
+    ((media_type, media),) = content.items()
+    return _link(media["schema"]) if media_type == JSON else escape(media_type)
 
 
 def _link(schema: dict[str, Any]) -> str:

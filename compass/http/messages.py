@@ -43,8 +43,8 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of this lower-case name."""
     for key, value in scope["headers"]:
         if key == name:
-            found: bytes = value
-            return found
+            first: bytes = value
+            return first
     return None
 
 
@@ -59,12 +59,12 @@ def check_json(scope: Scope) -> None:
     """Refuse a body that does not say that it is JSON.
 
     Raises:
-        WrongContentTypeError.
+        WrongContentTypeError: it says something else, or nothing.
     """
-    said = header(scope, b"content-type") or b""
-    if said.partition(b";")[0].strip().lower() != JSON:
-        given = repr(said.decode("latin-1")) if said else "none"
-        raise WrongContentTypeError(f"the body wants Content-Type: application/json, not {given}")
+    content_type = header(scope, b"content-type") or b""
+    if content_type.partition(b";")[0].strip().lower() != JSON:
+        sent = repr(content_type.decode("latin-1")) if content_type else "none"
+        raise WrongContentTypeError(f"the body wants Content-Type: application/json, not {sent}")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -9,25 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from compass.domain.embedding.endpoint_stats import EndpointStats
+from compass.domain.info import SpaceRebuild, SpaceSample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OTHER = "other"  # the route of what has none: a path that a client made up is no label
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceSample:
-    """One space at a scrape. `status`: RebuildStatus of the HTTP interface; None where its index is silent."""
-
-    collection: str
-    space: str
-    is_default: bool
-    is_active: bool
-    status: Mapping[str, Any] | None
 
 
 class Metrics(Protocol):
@@ -105,21 +96,35 @@ class PrometheusMetrics:
         return self._prometheus.generate_latest(registry) + self._prometheus.generate_latest(now)
 
 
-# name, what it is, how it is read from a space's status
-_OF_SPACE: tuple[tuple[str, str, str], ...] = (
-    ("compass_space_vectors", "Chunks that the space can find.", "embedded"),
-    ("compass_space_chunks", "Live chunks of the collection.", "total"),
-    ("compass_space_lag_chunks", "Live chunks that the space cannot find yet.", "lag"),
-    ("compass_space_quarantined_chunks", "Chunks whose text the endpoint refuses.", "failed"),
-    ("compass_rebuild_progress_ratio", "Progress of the rebuild; 1 when the space is active.", "progress"),
-    ("compass_rebuild_docs_per_second", "Chunks embedded a second, over the last ten.", "docs_per_s"),
+# name, what it is, how it is read
+_OF_SPACE: tuple[tuple[str, str, Callable[[SpaceRebuild], float]], ...] = (
+    ("compass_space_vectors", "Chunks that the space can find.", lambda r: r.status.embedded),
+    ("compass_space_chunks", "Live chunks of the collection.", lambda r: r.status.total),
+    ("compass_space_lag_chunks", "Live chunks that the space cannot find yet.", lambda r: r.status.lag),
+    ("compass_space_quarantined_chunks", "Chunks whose text the endpoint refuses.", lambda r: r.status.failed),
+    (
+        "compass_rebuild_progress_ratio",
+        "Progress of the rebuild; 1 when the space is active.",
+        lambda r: r.progress,
+    ),
+    (
+        "compass_rebuild_docs_per_second",
+        "Chunks embedded a second, over the last ten.",
+        lambda r: r.status.docs_per_s,
+    ),
 )
-_OF_ENDPOINT: tuple[tuple[str, str, str], ...] = (
-    ("compass_rebuild_endpoint_docs", "Texts that an endpoint has embedded in this run.", "docs"),
-    ("compass_rebuild_endpoint_tokens", "Tokens of them, where the endpoint counts them.", "tokens"),
-    ("compass_rebuild_endpoint_errors", "Requests to an endpoint that failed in this run.", "errors"),
-    ("compass_rebuild_endpoint_docs_per_second", "Texts that an endpoint embeds a second.", "docs_per_s"),
-    ("compass_rebuild_endpoint_in_flight", "Requests that an endpoint has not answered yet.", "in_flight"),
+_OF_ENDPOINT: tuple[tuple[str, str, Callable[[EndpointStats], float]], ...] = (
+    ("compass_rebuild_endpoint_docs", "Texts that an endpoint has embedded in this run.", lambda e: e.docs),
+    ("compass_rebuild_endpoint_tokens", "Tokens of them, where the endpoint counts them.", lambda e: e.tokens),
+    ("compass_rebuild_endpoint_errors", "Requests to an endpoint that failed in this run.", lambda e: e.errors),
+    ("compass_rebuild_endpoint_docs_per_second", "Texts that an endpoint embeds a second.", lambda e: e.docs_per_s),
+    ("compass_rebuild_endpoint_in_flight", "Requests that an endpoint has not answered yet.", lambda e: e.in_flight),
+)
+_FLAGS: tuple[tuple[str, str, Callable[[SpaceSample], bool]], ...] = (
+    ("compass_space_default", "Whether unnamed queries go to the space.", lambda s: s.is_default),
+    ("compass_space_active", "Whether the space answers queries.", lambda s: s.space.status == "active"),
+    ("compass_space_up", "Whether the space's index answers.", lambda s: s.rebuild is not None),
+    ("compass_rebuild_running", "Whether a rebuild runs.", lambda s: s.rebuild is not None and _runs(s.rebuild)),
 )
 
 
@@ -132,29 +137,22 @@ class _Spaces:
     def collect(self) -> Iterator[Any]:
         """The families of metrics; their names begin with compass_space or compass_rebuild."""
         labels = ("collection", "space")
-        flags: dict[str, tuple[str, Callable[[SpaceSample], bool]]] = {
-            "compass_space_default": ("Whether unnamed queries go to the space.", lambda s: s.is_default),
-            "compass_space_active": ("Whether the space answers queries.", lambda s: s.is_active),
-            "compass_space_up": ("Whether the space's index answers.", lambda s: s.status is not None),
-            "compass_rebuild_running": ("Whether a rebuild runs.", _runs),
-        }
-        for name, (what, of) in flags.items():
+        for name, what, is_set in _FLAGS:
             family = _family(name, what, labels)
             for sample in self._samples:
-                family.add_metric((sample.collection, sample.space), float(of(sample)))
+                family.add_metric((sample.collection, sample.space.name), float(is_set(sample)))
             yield family
-        known = [(s, s.status) for s in self._samples if s.status is not None]
-        for name, what, field in _OF_SPACE:
+        known = [((s.collection, s.space.name), s.rebuild) for s in self._samples if s.rebuild is not None]
+        for name, what, of_space in _OF_SPACE:
             family = _family(name, what, labels)
-            for sample, status in known:
-                family.add_metric((sample.collection, sample.space), float(status.get(field) or 0))
+            for where, rebuild in known:
+                family.add_metric(where, float(of_space(rebuild)))
             yield family
-        for name, what, field in _OF_ENDPOINT:
+        endpoints = [(where, one) for where, r in known if _runs(r) for one in r.status.endpoints]
+        for name, what, of_endpoint in _OF_ENDPOINT:
             family = _family(name, what, (*labels, "endpoint"))
-            for sample, status in known:
-                for endpoint in status.get("endpoints", ()) if _runs(sample) else ():
-                    where = (sample.collection, sample.space, endpoint["url"])
-                    family.add_metric(where, float(endpoint.get(field) or 0))
+            for where, endpoint in endpoints:
+                family.add_metric((*where, endpoint.url), float(of_endpoint(endpoint)))
             yield family
 
 
@@ -164,8 +162,8 @@ def _family(name: str, what: str, labels: tuple[str, ...]) -> Any:
     return GaugeMetricFamily(name, what, labels=labels)
 
 
-def _runs(sample: SpaceSample) -> bool:
-    return bool((sample.status or {}).get("run", {}).get("state") == "running")
+def _runs(rebuild: SpaceRebuild) -> bool:
+    return rebuild.status.run.state == "running"
 
 
 def _dead(folder: Path) -> list[int]:

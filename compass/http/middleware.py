@@ -24,8 +24,8 @@ def require_api_key(app: App, key: str) -> App:
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if path_of(scope) not in OPEN_PATHS:
-            given = header(scope, b"authorization")
-            if given is None or not hmac.compare_digest(given, wanted):
+            key = header(scope, b"authorization")
+            if key is None or not hmac.compare_digest(key, wanted):
                 raise UnauthorizedError("send the API key as `Authorization: Bearer <key>`")
             scope[_KEY_CHECKED] = True
         await app(scope, receive, send)

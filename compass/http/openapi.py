@@ -46,8 +46,8 @@ def openapi_document() -> dict[str, Any]:
             t for route in ROUTES for t in (route.answer, *route.others.values(), route.body, route.query) if t
         )
     )
-    found, components = msgspec.json.schema_components(types, ref_template=_REF)
-    schemas = dict(zip(types, found, strict=True))
+    described, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schemas = dict(zip(types, described, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas, components)

@@ -1,23 +1,18 @@
-"""Errors as RFC 9457 problem documents, and what msgspec says of a body as fields that a program can use."""
+"""Errors as replies: RFC 9457 problem documents."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from compass.api.vectors import invalid
-from compass.errors import CompassError, InvalidRequestError, MalformedBodyError
+from compass.errors import CompassError
 from compass.http.messages import Reply
 
 PROBLEM_JSON = b"application/problem+json"
 RETRY_AFTER_S = 1
-_SAID = re.compile(r"(?P<detail>.*?)(?: - at `(?P<path>.+)`)?", re.DOTALL)
-_INDEX = re.compile(r"chunks\[(\d+)\]")
-_NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(?P<name>.+)`", re.DOTALL)
 
 
 def reply_to(error: CompassError) -> Reply:
@@ -52,26 +47,3 @@ def method_not_allowed(method: str, allowed: Iterable[str]) -> Reply:
         "detail": f"{method} is not one of {allow}",
     }
     return problem(document, [(b"allow", allow.encode())])
-
-
-def of_decoding(error: Exception, *, index: int | None = None) -> InvalidRequestError:
-    """What msgspec raised, as 422 with the field, or 400 if it was no JSON at all."""
-    if not isinstance(error, msgspec.ValidationError):
-        return MalformedBodyError(f"the body is not valid JSON: {error}")
-    return invalid([flaw(error, index=index)])
-
-
-def flaw(error: msgspec.ValidationError, *, index: int | None = None) -> dict[str, Any]:
-    """{index?, field, detail} of a value that does not fit; `index` if it was decoded by itself."""
-    said = _SAID.fullmatch(str(error))
-    assert said is not None  # the pattern matches every string
-    path, detail = (said["path"] or "$").removeprefix("$").removeprefix("."), said["detail"]
-    named = _NAMED.fullmatch(detail)
-    if named:
-        path = f"{path}.{named['name']}".removeprefix(".")
-        detail = "is missing" if detail.startswith("Object missing") else "is not a field of this request"
-    found = _INDEX.match(path)
-    if found:
-        index, path = int(found[1]), path[found.end() :].removeprefix(".")
-    located = {} if index is None else {"index": index}
-    return {**located, "field": path or "body", "detail": detail}

@@ -34,16 +34,16 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address cannot be bound.
     """
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        made.bind((host, port))
+        sock.bind((host, port))
     except OSError:
-        made.close()
+        sock.close()
         raise
-    made.setblocking(False)
-    return made
+    sock.setblocking(False)
+    return sock
 
 
 def refuse_new(listening: socket.socket) -> None:

@@ -149,7 +149,7 @@ async def _between_two_pushes(seen: Any, *, fenced: bool) -> list[Any]:
             await barrier.wait()
         return directive
 
-    first = RouteTable("first", lambda ack: publisher.poll("first", ack), boot_clock, 30.0, told=told)
+    first = RouteTable("first", lambda ack: publisher.poll("first", ack), boot_clock, 30.0, on_table=told)
     second = RouteTable("late", late, boot_clock, 30.0, hold_s=10.0)
     history: list[Any] = []
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import DIMS, NEW, OLD, World, hurried
 
+from compass.api import responses
 from compass.domain.chunk import ChunkInput, IntVector
 from compass.domain.filters import parse_filter
 from compass.domain.routing.swap import SwapOrder
@@ -160,7 +161,7 @@ def _agree(one: dict[str, Any], other: dict[str, Any]) -> None:
         if asked.endswith("best"):  # chunks that lie alike far may change places at the end
             continue
         seen = [{h.chunk.id: h for h in found} for found in (hits, twins)]
-        shown = [{i: h.chunk.public() for i, h in found.items()} for found in seen]
+        shown = [{i: responses.chunk(h.chunk) for i, h in found.items()} for found in seen]
         assert shown[0] == shown[1], asked
         for chunk_id, hit in seen[0].items():
             if hit.vector is not None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 
-from compass.domain.chunk import Chunk, ChunkInput, has_text
+from compass.api.calls import call
+from compass.domain.chunk import Chunk, ChunkInput, FloatMatrix, FloatVector, has_text
 from compass.domain.collection import (
     AddSpace,
     CollectionSpec,
@@ -23,6 +23,8 @@ from compass.domain.collection import (
     SwapDefault,
     apply,
 )
+from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.filters import Filter
 from compass.domain.history import By, Event
 from compass.domain.rebuild.estimate import Span
@@ -42,15 +44,17 @@ from compass.domain.routing.lease import Holding, Routed
 from compass.domain.routing.swap import SwapOrder, Swapped
 from compass.domain.routing.table import CollectionRoute, RoutingTable
 from compass.domain.search.query import Hit, Query
-from compass.domain.space import Space, SpaceChanges, SpaceConfig, SpaceStats
+from compass.domain.space import Space, SpaceChanges, SpaceConfig, SpaceStats, Status
 from compass.errors import CollectionExistsError, NotFoundError, RebuildRunningError, SpaceLagsError, UnavailableError
 from compass.gateway.gateway import Gateway
+from compass.gateway.visibility import GRACE_S
 from compass.http.app import build_app
 from compass.settings import Settings
+from compass.testing.clock import ManualClock
 
 
 class FakeTable:
-    """A routing table without a router: always newest, leased unless told otherwise."""
+    """A routing table without a router: always newest, leased unless a test says otherwise."""
 
     def __init__(self) -> None:
         self._holding = Holding()
@@ -89,7 +93,8 @@ class FakeCollection:
     def __init__(self) -> None:
         self.seq, self.writes = 1, 0
         self.rows: dict[int, Chunk] = {}
-        self.sent: dict[int, dict[str, Any]] = {}  # the callers' vectors, by id
+        self.sent: dict[int, dict[str, FloatVector]] = {}  # the callers' vectors, by id
+        self.on_stats: Callable[[], object] = lambda: None
         self._ids: dict[tuple[str, int], int] = {}
 
     async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
@@ -97,9 +102,19 @@ class FakeCollection:
         ids = []
         for c in chunks:
             row_id = self._ids.setdefault((c.file_id, c.chunk_index), len(self._ids) + 1)
-            values = {n: getattr(c, n) for n in ("doc_type", "page", "parent_id", "parent_ref", "group_id")}
             self.rows[row_id] = Chunk(
-                row_id, self.seq, self.seq, c.file_id, c.chunk_index, c.text, dict(c.metadata), **values
+                id=row_id,
+                vid=self.seq,
+                seq=self.seq,
+                file_id=c.file_id,
+                chunk_index=c.chunk_index,
+                text=c.text,
+                metadata=dict(c.metadata),
+                doc_type=c.doc_type,
+                page=c.page,
+                parent_id=c.parent_id,
+                parent_ref=c.parent_ref,
+                group_id=c.group_id,
             )
             self.sent.setdefault(row_id, {}).update(c.vectors)
             ids.append(row_id)
@@ -119,6 +134,7 @@ class FakeCollection:
         return [self.rows[i] for i in sorted(self.rows) if i > after][:limit]
 
     async def stats(self) -> CollectionStats:
+        self.on_stats()
         return CollectionStats(len(self.rows), self.seq)
 
     async def history(self) -> list[Event]:
@@ -135,12 +151,18 @@ class FakeEmbedder:
     def __init__(self, dims: int) -> None:
         self.dims = dims
 
-    async def embed(self, texts: Sequence[str]) -> Any:
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         rows = np.zeros((len(texts), self.dims), np.float32)
         for row, text in zip(rows, texts, strict=True):
             for character in text:
                 row[ord(character) % self.dims] += 1
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+    async def describe(self) -> list[ServerInfo]:
+        return [ServerInfo()]
+
+    def endpoints(self) -> list[EndpointStats]:
+        return []
 
     async def close(self) -> None:
         return None
@@ -154,7 +176,7 @@ class FakeIndex:
         self.lacks = 0
         self.followed: list[tuple[int, float]] = []
         self.queries: list[Query] = []
-        self.on_follow: Callable[[], Any] = lambda: None
+        self.on_follow: Callable[[], Awaitable[object] | None] = lambda: None
         self.progress = 0.25
 
     async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
@@ -163,9 +185,9 @@ class FakeIndex:
 
     async def follow(self, seq: int, wait_s: float) -> int:
         self.followed.append((seq, wait_s))
-        called = self.on_follow()
-        if asyncio.iscoroutine(called):
-            await called
+        waiting = self.on_follow()
+        if waiting is not None:
+            await waiting
         return self.lacks
 
     async def stats(self) -> SpaceStats:
@@ -179,16 +201,16 @@ class FakeIndex:
         return []
 
     async def _one(self, query: Query) -> list[Hit]:
-        found = []
+        hits = []
         for row_id, chunk in self.collection.rows.items():
             vector = self.collection.sent[row_id].get(self.space.id)
             if vector is None and self.space.config.embed_endpoint and has_text(chunk.text):
                 vector = (await FakeEmbedder(self.space.config.dims).embed([chunk.text]))[0]
             if vector is not None and query.where.matches(chunk):
-                found.append(
+                hits.append(
                     Hit(chunk, max(0.0, float(vector @ query.vector)), vector if query.include_vectors else None)
                 )
-        return sorted(found, key=lambda hit: -hit.score)[: query.top_k]
+        return sorted(hits, key=lambda hit: -hit.score)[: query.top_k]
 
 
 SPAN = Span(1.0, 2.0, 3.0)
@@ -227,12 +249,12 @@ class FakeRouter:
         self.rebuilds: dict[str, RebuildOrder] = {}
         self.estimated: list[RebuildOrder] = []
         self.swap_lags = False
-        self.asked: list[tuple[str, By]] = []
+        self.calls: list[tuple[str, By]] = []
         self.confirmed: list[str | None] = []
         self.swaps: list[SwapOrder] = []
 
     async def create_collection(self, spec: CollectionSpec, by: By = NOBODY) -> None:
-        self.asked.append(("create_collection", by))
+        self.calls.append(("create_collection", by))
         if spec.name in self.states:
             raise CollectionExistsError(f"there is a collection {spec.name!r} already")
         spaces = [_space(name, config, "active", True) for name, config in spec.spaces.items()]
@@ -249,53 +271,55 @@ class FakeRouter:
         self._service.table.remove(collection)
 
     async def add_space(self, collection: str, name: str, config: SpaceConfig, by: By = NOBODY) -> None:
-        self.asked.append(("add_space", by))
+        self.calls.append(("add_space", by))
         self._set(apply(self._state(collection), AddSpace(_space(name, config, "building", False))))
 
     async def set_space(self, collection: str, space: str, changes: SpaceChanges, by: By = NOBODY) -> None:
-        self.asked.append(("set_space", by))
+        self.calls.append(("set_space", by))
         state = self._state(collection)
-        found = state.by_name(space)
-        self._set(apply(state, SetSpace(found.id, config=changes.of_config(found.config))))
+        target = state.by_name(space)
+        self._set(apply(state, SetSpace(target.id, config=changes.of_config(target.config))))
 
     async def activate(self, collection: str, space: str) -> None:
         state = self._state(collection)
         self._set(apply(state, SetSpace(state.by_name(space).id, status="active", follows=True)))
 
     async def drop_space(self, collection: str, space: str, confirm: str | None = None, by: By = NOBODY) -> None:
-        self.asked.append(("drop_space", by))
+        self.calls.append(("drop_space", by))
         self.confirmed.append(confirm)
         state = self._state(collection)
         self._set(apply(state, DropSpace(state.by_name(space).id)))
 
-    async def swap(self, collection: str, spec: SwapOrder, by: By = NOBODY) -> Swapped:
-        self.asked.append(("swap", by))
-        self.swaps.append(spec)
-        space = spec.space or ""
+    async def swap(self, collection: str, order: SwapOrder, by: By = NOBODY) -> Swapped:
+        self.calls.append(("swap", by))
+        self.swaps.append(order)
+        space = order.space or ""
         if self.swap_lags:
             raise SpaceLagsError(f"vector space {space!r} lags", {"space": space, "lag": 3})
         state = self._state(collection)
         before, target = state.spaces[state.default or ""], state.by_name(space)
-        epoch = state.epoch if spec.expected_epoch is None else spec.expected_epoch
+        epoch = state.epoch if order.expected_epoch is None else order.expected_epoch
         state = apply(state, SwapDefault(before.id, epoch, target.id))
         self._set(state)
         return Swapped(before.name, space, state.epoch)
 
-    async def start_rebuild(self, collection: str, space: str, spec: RebuildOrder, by: By = NOBODY) -> RebuildStarted:
-        self.asked.append(("start_rebuild", by))
-        found = self._state(collection).by_name(space)
-        if found.id in self.rebuilds:
+    async def start_rebuild(
+        self, collection: str, space: str, order: RebuildOrder, by: By = NOBODY
+    ) -> RebuildStarted:
+        self.calls.append(("start_rebuild", by))
+        target = self._state(collection).by_name(space)
+        if target.id in self.rebuilds:
             raise RebuildRunningError(f"a rebuild of {space!r} runs")
-        self.rebuilds[found.id] = spec
-        return RebuildStarted(found.status, "job-1")
+        self.rebuilds[target.id] = order
+        return RebuildStarted(target.status, "job-1")
 
-    async def estimate_rebuild(self, collection: str, space: str, spec: RebuildOrder) -> EstimateReport:
+    async def estimate_rebuild(self, collection: str, space: str, order: RebuildOrder) -> EstimateReport:
         self._state(collection).by_name(space)
-        self.estimated.append(spec)
+        self.estimated.append(order)
         return ESTIMATE
 
     async def cancel_rebuild(self, collection: str, space: str, by: By = NOBODY) -> None:
-        self.asked.append(("cancel_rebuild", by))
+        self.calls.append(("cancel_rebuild", by))
         if self.rebuilds.pop(self._state(collection).by_name(space).id, None) is None:
             raise NotFoundError(f"no rebuild of {space!r} runs")
 
@@ -311,14 +335,26 @@ class FakeRouter:
 class FakeService:
     """Everything wired together; `http(...)` makes clients of the application."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, grace_s: float = GRACE_S, **settings: Any) -> None:
+        self.clock = ManualClock(100.0)
         self.table = FakeTable()
         self.router = FakeRouter(self)
         self.collections: dict[str, FakeCollection] = {}
         self._indexes: dict[str, FakeIndex] = {}
-        embedders = lambda space: FakeEmbedder(space.config.dims)  # noqa: E731 - a port
-        self.gateway = Gateway(self.table, self.router, self.collections.__getitem__, self.index_of, embedders)  # type: ignore[arg-type]
+        self.gateway = Gateway(
+            self.table,
+            self.router,
+            self.collections.__getitem__,
+            self.index_of,
+            lambda space: FakeEmbedder(space.config.dims),
+            self.clock,
+            grace_s=grace_s,
+        )
         self.app = build_app(self.gateway, Settings(**{"api_key": None, **settings}))
+
+    async def call(self, operation: str, **arguments: object) -> Any:
+        """What a Python handle is answered."""
+        return await call(self.gateway, operation, arguments)
 
     def index_of(self, space: Space) -> FakeIndex:
         if space.id not in self._indexes:
@@ -337,5 +373,5 @@ class FakeService:
         return httpx.AsyncClient(transport=transport, base_url=url, **options)
 
 
-def _space(name: str, config: SpaceConfig, status: Any, follows: bool) -> Space:
+def _space(name: str, config: SpaceConfig, status: Status, follows: bool) -> Space:
     return Space(f"{name}-{uuid.uuid4().hex[:8]}", name, config, status, time.time(), follows)

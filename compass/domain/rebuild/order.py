@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from compass.domain.space import Status
+from compass.domain.embedding.endpoint_url import check_endpoint
+from compass.domain.flaws import Flaw, invalid
+from compass.domain.names import check_key_variable
+from compass.domain.space import Space, Status
 
 _ROUTERS_OWN = ("restart", "accept_new_fingerprint")  # carried out before the run begins, so no part of its record
 
@@ -73,3 +76,28 @@ class RebuildStarted:
 
     status: Status
     job_id: str
+
+
+def check_order(order: RebuildOrder, space: Space) -> RebuildOrder:
+    """The order to rebuild this space, with each endpoint once and as it is called.
+
+    Raises:
+        InvalidRequestError: there is no endpoint anywhere, or one does not fit; a budget has no price, or two.
+    """
+    if not order.endpoints and space.config.embed_endpoint is None:
+        detail = f"vector space {space.name!r} has no endpoint of its own: name one"
+        raise invalid([Flaw("embed_endpoint", detail)])
+    if order.api_key_env is not None:
+        check_key_variable(order.api_key_env)
+    _check_prices(order)
+    return replace(order, endpoints=tuple(dict.fromkeys(check_endpoint(url) for url in order.endpoints)))
+
+
+def _check_prices(order: RebuildOrder) -> None:
+    by_token, by_hour = order.cost_per_million_tokens is not None, order.cost_per_hour is not None
+    if by_token and by_hour:
+        detail = "is given beside cost_per_million_tokens: an endpoint is paid by the token or by the hour"
+        raise invalid([Flaw("cost_per_hour", detail)])
+    if order.budget is not None and not by_token and not by_hour:
+        detail = f"{order.budget:g} of what? Give cost_per_million_tokens or cost_per_hour too"
+        raise invalid([Flaw("budget", detail)])

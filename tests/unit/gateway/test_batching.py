@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
+from compass.domain.chunk import Chunk
 from compass.domain.rebuild.status import QuarantinedChunk, RebuildStatus
-from compass.domain.search.query import Query
+from compass.domain.search.query import Hit, Query
 from compass.domain.space import SpaceStats
 from compass.errors import UnavailableError
 from compass.gateway.batching import MAX_BATCH, BatchedIndex
@@ -26,12 +27,12 @@ class Index:
         self.error: Exception | None = None
         self.short = False
 
-    async def search(self, queries: Sequence[Query]) -> Any:
+    async def search(self, queries: Sequence[Query]) -> list[list[Hit]]:
         self.calls.append([q.top_k for q in queries])
         await self.gate.wait()
         if self.error:
             raise self.error
-        return [[q.top_k] for q in queries][: -1 if self.short else None]
+        return [[hit(q.top_k)] for q in queries][: -1 if self.short else None]
 
     async def follow(self, seq: int, wait_s: float) -> int:
         return seq
@@ -50,25 +51,35 @@ def query(number: int) -> Query:
     return Query(np.ones(2, np.float32), top_k=number)
 
 
-async def ask(batched: BatchedIndex, number: int) -> Any:
-    (answer,) = await batched.search([query(number)])
-    return answer
+def hit(number: int) -> Hit:
+    return Hit(Chunk(number, 0, 0, "f", 0, "", {}, "chunk", None, None, None, None), 1.0)
 
 
-def asked(batched: BatchedIndex, numbers: range) -> list[asyncio.Task[Any]]:
+async def ask(batched: BatchedIndex, number: int) -> list[int]:
+    """The number of a query, as its answer has it."""
+    (hits,) = await batched.search([query(number)])
+    return [one.chunk.id for one in hits]
+
+
+def asking(batched: BatchedIndex, numbers: range) -> list[asyncio.Task[list[int]]]:
     return [asyncio.create_task(ask(batched, n)) for n in numbers]
 
 
-async def test_what_waits_goes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def turns() -> None:
+    """Let every task that can go on do so: none here waits for more than another task."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_what_waits_goes_together() -> None:
     """The first query goes at once; those that come while it is out share the next call, each its own answer."""
     index = Index()
     batched = BatchedIndex(index, max_calls=1)
     index.gate.clear()
-    first = asked(batched, range(1, 2))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    rest = asked(batched, range(2, 12))
-    await asyncio.sleep(0.01)
+    first = asking(batched, range(1, 2))
+    await until(lambda: index.calls)
+    rest = asking(batched, range(2, 12))
+    await turns()
     assert index.calls == [[1]]
     index.gate.set()
     assert await asyncio.gather(*first, *rest) == [[n] for n in range(1, 12)]
@@ -80,8 +91,8 @@ async def test_a_call_is_bounded_and_nobody_is_forgotten() -> None:
     index = Index()
     batched = BatchedIndex(index, max_calls=2)
     index.gate.clear()
-    waiting = asked(batched, range(1, 3 * MAX_BATCH))
-    await asyncio.sleep(0.01)
+    waiting = asking(batched, range(1, 3 * MAX_BATCH))
+    await turns()
     assert len(index.calls) == 2
     index.gate.set()
     assert await asyncio.gather(*waiting) == [[n] for n in range(1, 3 * MAX_BATCH)]
@@ -94,7 +105,7 @@ async def test_an_error_is_everybodys_who_was_in_the_call() -> None:
     index = Index()
     batched = BatchedIndex(index)
     index.error = UnavailableError("restarting")
-    answers = await asyncio.gather(*asked(batched, range(1, 4)), return_exceptions=True)
+    answers = await asyncio.gather(*asking(batched, range(1, 4)), return_exceptions=True)
     assert [type(a) for a in answers] == [UnavailableError] * 3
     index.error = None
     assert await ask(batched, 5) == [5]
@@ -106,7 +117,7 @@ async def test_a_wrong_number_of_answers_leaves_nobody_waiting() -> None:
     batched = BatchedIndex(index)
     index.short = True
     with pytest.raises(ValueError, match="zip"):
-        await asyncio.wait_for(batched.search([query(1), query(2)]), 2)
+        await asyncio.wait_for(batched.search([query(1), query(2)]), 30)
     index.short = False
     assert await ask(batched, 3) == [3]
 
@@ -116,12 +127,12 @@ async def test_who_went_away_is_not_asked_for() -> None:
     index = Index()
     batched = BatchedIndex(index, max_calls=1)
     index.gate.clear()
-    tasks = asked(batched, range(1, 4))
-    await asyncio.sleep(0.01)
-    late = asked(batched, range(4, 6))
-    await asyncio.sleep(0.01)
+    tasks = asking(batched, range(1, 4))
+    await turns()
+    late = asking(batched, range(4, 6))
+    await turns()
     late[0].cancel()
-    await asyncio.sleep(0.01)
+    await turns()
     index.gate.set()
     await asyncio.gather(*tasks, late[1])
     assert not any(4 in call for call in index.calls)

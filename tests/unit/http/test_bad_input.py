@@ -129,20 +129,22 @@ async def test_a_budget_wants_one_price(http: Any, prices: Any, field: str, dry_
 
 async def test_a_patch_that_changes_nothing_or_too_much(http: Any) -> None:
     """Only embed_endpoint, query_prompt_name and hnsw.ef_search can change."""
-    for body in (
+    bodies: list[dict[str, Any]] = [
         {},
         {"dims": 4},
         {"hnsw": {"m": 4}},
         {"hnsw": {}},
         {"embed_endpoint": None},
         {"hnsw": {"ef_search": 0}},
-    ):
+    ]
+    for body in bodies:
         await refused(http, "/collections/docs/vector-spaces/old", body, method="PATCH")
 
 
 async def test_empty_batches(http: Any) -> None:
     """No chunks, no `chunks`, no object: refused."""
-    for body in ({"chunks": []}, {}, {"chunks": None}, [], "x", {"chunks": [CHUNK], "wait_s": -1}):
+    bodies: list[Any] = [{"chunks": []}, {}, {"chunks": None}, [], "x", {"chunks": [CHUNK], "wait_s": -1}]
+    for body in bodies:
         await refused(http, "/collections/docs/ingest", body)
 
 
@@ -332,7 +334,14 @@ async def test_an_unknown_space_is_not_found_in_a_search(http: Any) -> None:
 
 async def test_a_delete_of_everything_or_of_two_things(http: Any) -> None:
     """An empty body never means all; ids and filters are two calls."""
-    for body in ({}, {"ids": []}, {"filters": {}}, {"ids": None, "filters": None}, {"ids": [], "filters": {}}):
+    empty: list[dict[str, Any]] = [
+        {},
+        {"ids": []},
+        {"filters": {}},
+        {"ids": None, "filters": None},
+        {"ids": [], "filters": {}},
+    ]
+    for body in empty:
         await refused(http, "/collections/docs/delete", body)
     await refused(http, "/collections/docs/delete", {"ids": [1], "filters": {"file_id": "f"}})
     for body in ({"ids": ["1"]}, {"ids": [2**63]}, {"id": [1]}, {"filters": {"a": {"gte": 1}}}):

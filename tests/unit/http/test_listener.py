@@ -1,15 +1,19 @@
-"""The gateway's own door: a socket that several share, and that ends without cutting anybody off."""
+"""The gateway's own listener: a socket that several share, and that ends without cutting anybody off."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
+from waiting import until
 
-from compass.http.listener import Door
+from compass.http.listener import Listener
+
+DEADLINE_S = 60.0  # for what takes milliseconds
+ARRIVING_S = 0.02
+LONG_S = 3_600.0
 
 
 class App:
@@ -20,7 +24,7 @@ class App:
         self.gate, self.entered = asyncio.Event(), asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
         self.entered.set()
         await self.gate.wait()
@@ -28,91 +32,93 @@ class App:
         await send({"type": "http.response.body", "body": self.name.encode()})
 
 
-def opened(app: App, port: int = 0) -> Door:
-    door = Door(app, "127.0.0.1", port)
-    door.open()
-    return door
+def opened(app: App, port: int = 0, *, idle_s: float = LONG_S) -> Listener:
+    listener = Listener(app, "127.0.0.1", port, arriving_s=ARRIVING_S, idle_s=idle_s)
+    listener.open()
+    return listener
 
 
-def client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(trust_env=False, timeout=5)
+async def get(port: int) -> str:
+    """What a new connection is answered: the name of the application."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    assert head.startswith("HTTP/1.1 200"), head
+    return body.split("\r\n")[1] if "chunked" in head else body
 
 
-async def get(door: Door) -> str:
-    """What a new connection is answered; the server may still be about to listen."""
-    async with client() as http:
-        for _ in range(100):
-            try:
-                return (await http.get(f"http://127.0.0.1:{door.port}/")).text
-            except httpx.ConnectError:
-                await asyncio.sleep(0.02)
-    raise AssertionError("nobody listens")
+async def closed(listener: Listener) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await listener.close()
 
 
 async def test_serves_on_its_port() -> None:
-    """A door opened on port 0 says which port it got, and answers there."""
-    door = opened(App("hello"))
-    assert door.port > 0
-    assert await get(door) == "hello"
-    await door.close()
+    """A listener opened on port 0 says which port it got, and answers there."""
+    listener = opened(App("hello"))
+    assert listener.port > 0
+    assert await get(listener.port) == "hello"
+    await closed(listener)
 
 
-async def test_two_doors_share_a_port() -> None:
+async def test_two_listeners_share_a_port() -> None:
     """Two replicas bind the same port, the kernel spreads connections, and one that closes leaves the other."""
-    first, second = App("first"), App("second")
-    one = opened(first)
-    two = opened(second, one.port)
-    answers = [await get(one) for _ in range(40)]
-    assert set(answers) == {"first", "second"}
-    await one.close()
-    assert {await get(two) for _ in range(10)} == {"second"}
-    await two.close()
+    one = opened(App("first"))
+    two = opened(App("second"), one.port)
+    answers: set[str] = set()
+    async with asyncio.timeout(DEADLINE_S):
+        while answers != {"first", "second"}:
+            answers.add(await get(one.port))
+    await closed(one)
+    assert {await get(two.port) for _ in range(10)} == {"second"}
+    await closed(two)
 
 
 async def test_close_finishes_what_is_in_flight() -> None:
-    """A request that is being answered when the door closes gets its answer; a new one is refused."""
+    """A request that is being answered when the listener closes gets its answer; a new one is refused."""
     app = App("late")
-    door = opened(app)
-    assert await get(door) == "late"
+    listener = opened(app)
+    assert await get(listener.port) == "late"
     app.gate.clear()
     app.entered.clear()
-    in_flight = asyncio.create_task(get(door))
+    in_flight = asyncio.create_task(get(listener.port))
     await app.entered.wait()
-    closing = asyncio.create_task(door.close())
-    await asyncio.sleep(0.2)
+    closing = asyncio.create_task(listener.close())
+    await asyncio.sleep(0)  # it begins; from now on a first packet is dropped, and refused when it comes again
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(ConnectionRefusedError):
+            await get(listener.port)
     assert not closing.done()
-    async with client() as http:
-        with pytest.raises(httpx.TransportError):
-            await http.get(f"http://127.0.0.1:{door.port}/")
+    assert not in_flight.done()
     app.gate.set()
     assert await in_flight == "late"
-    await asyncio.wait_for(closing, 5)
+    async with asyncio.timeout(DEADLINE_S):
+        await closing
 
 
-async def test_a_door_that_was_never_opened_closes() -> None:
+async def test_a_listener_that_was_never_opened_closes() -> None:
     """Its port is free again."""
-    door = Door(App(), "127.0.0.1", 0)
-    await door.close()
-    again = Door(App(), "127.0.0.1", door.port)
+    listener = Listener(App(), "127.0.0.1", 0)
+    await listener.close()
+    again = Listener(App(), "127.0.0.1", listener.port)
     await again.close()
 
 
-async def test_a_door_closed_at_once_ends() -> None:
+async def test_a_listener_closed_at_once_ends() -> None:
     """Closing does not wait for a start that has not happened yet."""
-    door = opened(App())
-    await asyncio.wait_for(door.close(), 5)
+    await closed(opened(App()))
 
 
 async def test_an_address_that_is_not_ours_is_an_error_of_the_start() -> None:
-    """What cannot be bound is said when the door is made, not in the background."""
+    """What cannot be bound is said when the listener is made, not in the background."""
     with pytest.raises(OSError, match="assign"):
-        Door(App(), "192.0.2.1", 0)
+        Listener(App(), "192.0.2.1", 0)
 
 
-async def test_a_closing_door_answers_kept_connections_and_says_goodbye() -> None:
-    """Whoever asks on a connection that is kept is answered, and told to connect anew, where another door answers."""
+async def test_a_closing_listener_answers_kept_connections_and_says_goodbye() -> None:
+    """Whoever asks on a connection that is kept is answered, and told to connect anew, where another one answers."""
     one = opened(App("old"))
-    async with client() as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=DEADLINE_S) as http:
         url = f"http://127.0.0.1:{one.port}/"
         first = await http.get(url)
         assert "connection" not in first.headers
@@ -121,32 +127,43 @@ async def test_a_closing_door_answers_kept_connections_and_says_goodbye() -> Non
         await asyncio.sleep(0)
         second = await http.get(url)
         assert (second.text, second.headers["connection"]) == ("old", "close")
-        await asyncio.wait_for(closing, 5)
+        async with asyncio.timeout(DEADLINE_S):
+            await closing
         assert (await http.get(url)).text == "new"
-    await two.close()
+    await closed(two)
 
 
-async def test_no_connection_is_lost_when_a_door_closes() -> None:
-    """Clients that connect anew for each request, while one of two doors closes, are all answered."""
+async def test_a_connection_that_is_kept_in_silence_is_closed() -> None:
+    """It is waited for as long as the listener was given, and not for ever."""
+    listener = opened(App(), idle_s=0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    await closed(listener)
+    async with asyncio.timeout(DEADLINE_S):
+        await reader.read()
+    writer.close()
+
+
+async def test_no_connection_is_lost_when_a_listener_closes() -> None:
+    """Clients that connect anew for each request, while one of two listeners closes, are all answered."""
     one = opened(App("old"))
     two = opened(App("new"), one.port)
     answers: list[str] = []
-    closed = asyncio.Event()
+    done = asyncio.Event()
 
     async def ask() -> None:
-        while not closed.is_set():
-            reader, writer = await asyncio.open_connection("127.0.0.1", two.port)
-            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            answer = (await reader.read()).decode()
-            answers.append(next((name for name in ("old", "new") if f"\r\n{name}\r\n" in answer), answer))
-            writer.close()
+        while not done.is_set():
+            answers.append(await get(two.port))
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as clients:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as clients:
         for _ in range(8):
             clients.create_task(ask())
-        await asyncio.sleep(0.1)
+        await until(lambda: set(answers) == {"old", "new"}, DEADLINE_S)
         await one.close()
-        closed.set()
+        at_close = len(answers)
+        await until(lambda: len(answers) >= at_close + 16, DEADLINE_S)  # each client has asked again
+        done.set()
     assert set(answers) == {"old", "new"}
-    assert len(answers) > 50
-    await two.close()
+    assert {await get(two.port) for _ in range(10)} == {"new"}
+    await closed(two)

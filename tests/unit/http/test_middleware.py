@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -183,7 +183,9 @@ async def test_more_requests_than_there_is_room_for(new_service: Callable[..., A
 
 async def test_a_client_that_hangs_up_gets_no_answer(service: Any) -> None:
     """Nothing is sent and nothing is written when the body never becomes whole."""
-    messages = iter([{"type": "http.request", "body": b'{"name":', "more_body": True}, {"type": "http.disconnect"}])
+    messages: Iterator[dict[str, Any]] = iter(
+        [{"type": "http.request", "body": b'{"name":', "more_body": True}, {"type": "http.disconnect"}]
+    )
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -46,9 +46,9 @@ async def test_every_route_is_in_the_document(http: Any) -> None:
 def test_every_reference_resolves() -> None:
     """No $ref of the document leads nowhere."""
     document = openapi_document()
-    found = set(refs(document))
-    assert found
-    for ref in found:
+    references = set(refs(document))
+    assert references
+    for ref in references:
         node: Any = document
         for step in ref.removeprefix("#/").split("/"):
             node = node[step]

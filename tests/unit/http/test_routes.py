@@ -41,17 +41,17 @@ async def test_ready_needs_a_lease(http: Any, docs: Any) -> None:
     assert (await http.get("/health")).status_code == 200
 
 
-@pytest.mark.parametrize(("asked_s", "header"), [(0.3, "1"), (5.0, "5"), (1.2, "2")])
-async def test_retry_after_is_whole_seconds(http: Any, docs: Any, asked_s: float, header: str) -> None:
+@pytest.mark.parametrize(("retry_after_s", "header"), [(0.3, "1"), (5.0, "5"), (1.2, "2")])
+async def test_retry_after_is_whole_seconds(http: Any, docs: Any, retry_after_s: float, header: str) -> None:
     """The header has digits only (RFC 9110), and never asks to come back too early; the body has the exact time."""
 
     async def search(queries: Any) -> Any:
-        raise UnavailableError("restarting", {"retry_after": asked_s})
+        raise UnavailableError("restarting", {"retry_after": retry_after_s})
 
     docs.index("docs", "old").search = search
     answer = await http.post("/collections/docs/search", json={"query": "x"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, header)
-    assert answer.json()["retry_after"] == asked_s
+    assert answer.json()["retry_after"] == retry_after_s
 
 
 async def test_ready_needs_every_default_space(http: Any, docs: Any) -> None:
@@ -230,8 +230,8 @@ async def test_filters_and_search_options_reach_the_index(http: Any, docs: Any) 
 
 async def test_a_space_is_added_listed_changed_and_dropped(http: Any, docs: Any) -> None:
     """201 building; 200 lists; PATCH 200; DELETE 204, then 404."""
-    asked = {"name": "new", "dims": 8, "model": "m", "embed_endpoint": "http://127.0.0.1:9/embed", "metric": "dot"}
-    added = await http.post("/collections/docs/vector-spaces", json=asked)
+    space = {"name": "new", "dims": 8, "model": "m", "embed_endpoint": "http://127.0.0.1:9/embed", "metric": "dot"}
+    added = await http.post("/collections/docs/vector-spaces", json=space)
     assert added.status_code == 201
     assert added.json() == {"name": "new", "dims": 8, "model": "m", "status": "building"}
     listed = (await http.get("/collections/docs/vector-spaces")).json()
@@ -348,7 +348,7 @@ async def test_who_and_why_reach_the_history(new_service: Any) -> None:
             await service.router.activate("docs", "new")
             await http.put("/collections/docs/default-vector-space", json={"name": "new", "reason": "swap"})
             await http.delete("/collections/docs/vector-spaces/old", params={"reason": "drop", "confirm": "old"})
-        assert [(name, by.reason) for name, by in service.router.asked] == [
+        assert [(name, by.reason) for name, by in service.router.calls] == [
             ("create_collection", None),
             ("add_space", "add"),
             ("set_space", "set"),
@@ -357,7 +357,7 @@ async def test_who_and_why_reach_the_history(new_service: Any) -> None:
             ("swap", "swap"),
             ("drop_space", "drop"),
         ]
-        assert {by.who for _, by in service.router.asked} == {who}
+        assert {by.who for _, by in service.router.calls} == {who}
         assert service.router.confirmed == ["old"]
 
 
@@ -412,7 +412,7 @@ async def test_a_building_space_says_how_far_it_is(http: Any, docs: Any) -> None
 
 async def test_what_a_later_version_brings_is_501(http: Any, docs: Any) -> None:
     """A field, a mode or a route of a later version is refused by its name, never ignored."""
-    asked: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"mode": "hybrid"},
         {"mode": "fts"},
         {"boosts": [{"field": "kind", "value": "x", "weight": 2}]},
@@ -424,7 +424,7 @@ async def test_what_a_later_version_brings_is_501(http: Any, docs: Any) -> None:
         {"explain": True},
         {"vector_space": ["old", "fed"]},
     ]
-    for fields in asked:
+    for fields in requests:
         answer = await http.post("/collections/docs/search", json={"query": "x", **fields})
         assert answer.status_code == 501, fields
         assert answer.json()["field"] == next(iter(fields))
@@ -532,7 +532,7 @@ async def test_the_application_lives_with_and_without_lifespan(service: Any) -> 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(service.app({"type": "lifespan"}, receive, send), 1)
+    await asyncio.wait_for(service.app({"type": "lifespan"}, receive, send), 30)
     assert [m["type"] for m in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     await service.app({"type": "websocket", "path": "/"}, receive, send)
     assert sent[-1]["type"] == "websocket.close"
