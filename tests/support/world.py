@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,9 +16,11 @@ from waiting import until
 from compass.clock import boot_clock
 from compass.control.publisher import Publisher
 from compass.control.router import RouterService
-from compass.domain.chunk import ChunkInput
+from compass.control.timings import RouterTimings
+from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import CollectionSpec
 from compass.domain.embedding.contract import ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.memory import UNLIMITED
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.rebuild.report import (
@@ -28,6 +31,7 @@ from compass.domain.rebuild.report import (
     MemoryEstimate,
     TimeEstimate,
 )
+from compass.domain.routing.table import CollectionRoute
 from compass.domain.search.query import Query
 from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
@@ -41,6 +45,7 @@ from compass.storage.service import CollectionService
 
 LEASE_S = 4.0
 DIMS = 16
+HURRIED = RouterTimings(settle_s=0.05, catch_up_s=0.3, reconcile_s=0.05, stop_check_s=0.02, cancel_s=0.1)
 OLD, NEW = SpaceConfig(DIMS, "a", "http://a"), SpaceConfig(DIMS, "b", "http://b")
 
 
@@ -57,10 +62,13 @@ class Model:
             raise EndpointUnavailableError("the endpoint is down")
         return [self.says]
 
-    async def embed(self, texts: Any) -> Any:
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         if self.down:
             raise EndpointUnavailableError("the endpoint is down")
         return self._model.embed(texts)
+
+    def endpoints(self) -> list[EndpointStats]:
+        return []
 
     async def close(self) -> None:
         return None
@@ -125,6 +133,7 @@ class FakeCluster:
         self.collections: dict[str, CollectionService] = {}
         self.indexes: dict[str, SpaceIndex] = {}
         self.rebuilds: dict[str, FakeRebuild] = {}
+        self.new_rebuild: Callable[[], FakeRebuild] = FakeRebuild
         self.ended_rebuilds: list[str] = []
         self.estimated: list[tuple[str, RebuildOrder, tuple[Failure, ...]]] = []  # space, order, known failures
         self.estimators_go = asyncio.Event()
@@ -155,12 +164,14 @@ class FakeCluster:
                 await self.router.identified(view.state().name, space.id, built_by)
 
             vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
-            models = lambda space: self.models[space.config.model]  # noqa: E731 - a port
-            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, models, completed, identified, self.room)
+            model: Callable[[Space], Model] = lambda space: self.models[space.config.model]  # noqa: E731 - a port
+            self.indexes[space.id] = SpaceIndex(recorded, view, vectors, model, completed, identified, self.room)
         return self.wrap_index(self.indexes[space.id], space)
 
     def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
-        return self.rebuilds.setdefault(space.id, FakeRebuild())
+        if space.id not in self.rebuilds:
+            self.rebuilds[space.id] = self.new_rebuild()
+        return self.rebuilds[space.id]
 
     async def find_rebuild(self, space_id: str) -> Any:
         return self.rebuilds.get(space_id)
@@ -194,18 +205,25 @@ class FakeCluster:
 class World:
     """A router, two gateways that poll it, and the actors behind them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, timings: RouterTimings = HURRIED) -> None:
+        self.folder, self.timings = folder, timings
         self.root = Root(LocalObjects(folder / "data"), folder / "cache")
         self.cluster = FakeCluster(self.root)
         self.tables: list[RouteTable] = []
+        self.drop_guard_s, self.later_s = 0.0, 0.0
         self._polling: list[asyncio.Task[None]] = []
         self.begin()
+
+    def now(self) -> float:
+        """The router's wall clock, which a test puts forward by `later_s`."""
+        return time.time() + self.later_s
 
     def begin(self) -> None:
         """A router and its gateways; the one before has ended after all its gateways."""
         self.publisher = Publisher(incarnation.claim(self.root.objects), LEASE_S, boot_clock, True, drain_s=1.0)
-        self.router = RouterService(self.root, self.cluster, self.publisher)
+        self.router = RouterService(
+            self.root, self.cluster, self.publisher, self.drop_guard_s, timings=self.timings, now=self.now
+        )
         self.cluster.router = self.router
         router = self.router
         self.tables = [
@@ -238,18 +256,16 @@ class World:
 
     async def ingest(self, *texts: str) -> int:
         chunks = [ChunkInput(text, 0, text) for text in texts]
-        seq = (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
-        return int(seq)
+        return int((await self.cluster.collection(self.route().uuid).ingest(chunks)).seq)
 
-    def route(self) -> Any:
+    def route(self) -> CollectionRoute:
         """The route of `docs`, on which all gateways must agree."""
         first, second = (table.table.route("docs") for table in self.tables)
         assert first == second == self.publisher.table.route("docs")
         return first
 
     def space(self, name: str) -> Space:
-        space: Space = self.route().spaces[name]
-        return space
+        return self.route().spaces[name]
 
     def folder_of(self, space: Space, uuid: str) -> Path:
         return self.folder / "data" / uuid / "spaces" / space.id
@@ -275,11 +291,6 @@ class World:
 async def hurried(folder: Path) -> AsyncIterator[World]:
     """A service without collections; nothing in it waits for long."""
     waits = {
-        "control.router.CATCH_UP_S": 0.3,
-        "control.reconciler.RECONCILE_S": 0.05,
-        "control.rebuilds.STOP_CHECK_S": 0.02,
-        "control.rebuilds.CANCEL_S": 0.1,
-        "control.transitions.ASK_AGAIN_S": 0.05,
         "index.service.POLL_S": 0.02,
         "index.service.RETRY_S": 0.05,
     }
