@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-async def until(condition: Callable[[], Any], wait_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], wait_s: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     deadline = time.monotonic() + wait_s
     while not condition():

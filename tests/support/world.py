@@ -138,18 +138,19 @@ class FakeCluster:
         self.estimated: list[tuple[str, RebuildOrder, tuple[Failure, ...]]] = []  # space, order, known failures
         self.estimators_go = asyncio.Event()
         self.estimators_go.set()
-        self.wrap_collection: Callable[[Any], Any] = lambda real: real
-        self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
+        self.wrap_collection: Callable[[CollectionService], Any] = lambda real: real
+        self.wrap_index: Callable[[SpaceIndex, Space], Any] = lambda real, space: real
         self.router: RouterService | None = None
         self.room = UNLIMITED
 
-    def collection(self, uuid: str) -> Any:
+    def collection(self, uuid: str) -> CollectionService:
         if uuid not in self.collections:
             store = self.root.open(uuid, grace_s=0.0)
             self.collections[uuid] = CollectionService(store, 3_600, incarnation.latest(self.root.objects))
-        return self.wrap_collection(self.collections[uuid])
+        collection: CollectionService = self.wrap_collection(self.collections[uuid])
+        return collection
 
-    def index(self, uuid: str, space: Space) -> Any:
+    def index(self, uuid: str, space: Space) -> SpaceIndex:
         if space.id not in self.indexes:
             view = self.root.view(uuid)
             view.refresh()
@@ -166,14 +167,15 @@ class FakeCluster:
             vectors = self.root.space_vectors(uuid, space.id, space.config.dims)
             model: Callable[[Space], Model] = lambda space: self.models[space.config.model]  # noqa: E731 - a port
             self.indexes[space.id] = SpaceIndex(recorded, view, vectors, model, completed, identified, self.room)
-        return self.wrap_index(self.indexes[space.id], space)
+        index: SpaceIndex = self.wrap_index(self.indexes[space.id], space)
+        return index
 
-    def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
+    def rebuild(self, collection: str, uuid: str, space: Space) -> FakeRebuild:
         if space.id not in self.rebuilds:
             self.rebuilds[space.id] = self.new_rebuild()
         return self.rebuilds[space.id]
 
-    async def find_rebuild(self, space_id: str) -> Any:
+    async def find_rebuild(self, space_id: str) -> FakeRebuild | None:
         return self.rebuilds.get(space_id)
 
     async def estimate(
@@ -256,7 +258,7 @@ class World:
 
     async def ingest(self, *texts: str) -> int:
         chunks = [ChunkInput(text, 0, text) for text in texts]
-        return int((await self.cluster.collection(self.route().uuid).ingest(chunks)).seq)
+        return (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
 
     def route(self) -> CollectionRoute:
         """The route of `docs`, on which all gateways must agree."""
@@ -274,8 +276,8 @@ class World:
         """Wait until a space has all that was written; how many chunks it lacks after all."""
         for store in [service._store for service in self.cluster.collections.values()]:
             if space.id in store.state.spaces:
-                return int(await self.cluster.indexes[space.id].follow(store.seq, 5))
-        return await self.cluster.indexes[space.id].follow(0, 5)
+                return await self.cluster.indexes[space.id].follow(store.seq, 60)
+        return await self.cluster.indexes[space.id].follow(0, 60)
 
     async def found(self, text: str, name: str | None = None) -> list[str]:
         """The texts that a query finds, best first, through a gateway's table."""

@@ -136,7 +136,7 @@ async def test_a_crash_forgets_no_spending(world: World, new_run: NewRun) -> Non
     world.ingest(f"text {i} about subject{i % 7}" for i in range(2_000))
     with served("m", DIMS, reply=counted, docs_per_s=1_000) as endpoint:
         run = new_run()
-        await run.start(order("j", endpoint.url, budget=6_000.0))
+        await run.start(order("j", endpoint.url, budget=6_000.0, concurrency=2))  # a request holds 8 times its price
         await until(lambda: counted.words > 1_000)
         await run.close()  # as a crash would: the record still says that it runs
         stored = world.stored()
