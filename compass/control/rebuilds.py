@@ -193,11 +193,10 @@ class Rebuilds:
 
 def _following(target: Space, order: RebuildOrder, built_by: BuiltBy | None) -> SetSpace:
     """The space follows from now on, by the run's first endpoint unless it has its own."""
-    config: dict[str, str] = {}
-    if target.config.embed_endpoint is None:
-        config["embed_endpoint"] = order.endpoints[0]
-        if order.api_key_env:
-            config["api_key_env"] = order.api_key_env
+    config = target.config
+    if config.embed_endpoint is None:
+        key = order.api_key_env or config.api_key_env
+        config = replace(config, embed_endpoint=order.endpoints[0], api_key_env=key)
     status: Status | None = "building" if target.status == "failed" else None
     return SetSpace(target.id, status, follows=True, error=False, config=config, built_by=built_by)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from compass.control.fingerprints import builder
@@ -158,7 +159,8 @@ class RouterService:
                 built_by = await builder(
                     self._cluster, change.route, target, (endpoint,), old.api_key_env, accept=accept, must_answer=True
                 )
-            await change.record(SetSpace(target.id, config=changes.of_config(old), built_by=built_by), note)
+            config = replace(old, **changes.of_config(old))
+            await change.record(SetSpace(target.id, config=config, built_by=built_by), note)
 
     async def identified(self, collection: str, space_id: str, built_by: BuiltBy) -> None:
         """Record what has built a space of which nobody knew it."""

@@ -101,13 +101,13 @@ class AddSpace:
 
 @dataclass(frozen=True, slots=True)
 class SetSpace:
-    """Replace a space's record (status, follower, config, builder); its id and name stay."""
+    """Replace what is not None of a space's record; its id and name stay. `error` False: none any more."""
 
     space_id: str
     status: Status | None = None
     follows: bool | None = None
     error: str | Literal[False] | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: SpaceConfig | None = None
     built_by: BuiltBy | None = None
 
 
@@ -165,11 +165,16 @@ def apply(state: CollectionState, change: Change) -> CollectionState:
 
 
 def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
-    space = state.by_id(change.space_id).with_config(**change.config)
-    named = {k: getattr(change, k) for k in ("status", "follows", "built_by") if getattr(change, k) is not None}
-    if change.error is not None:
-        named["error"] = change.error or None
-    return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})
+    space = state.by_id(change.space_id)
+    space = replace(
+        space,
+        status=space.status if change.status is None else change.status,
+        follows=space.follows if change.follows is None else change.follows,
+        error=space.error if change.error is None else change.error or None,
+        config=space.config if change.config is None else change.config,
+        built_by=space.built_by if change.built_by is None else change.built_by,
+    )
+    return replace(state, spaces={**state.spaces, space.id: space})
 
 
 def _swap(state: CollectionState, swap: SwapDefault) -> CollectionState:

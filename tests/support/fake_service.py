@@ -256,7 +256,9 @@ class FakeRouter:
         self.asked.append(("set_space", by))
         state = self._state(collection)
         found = state.by_name(space)
-        self._set(apply(state, SetSpace(found.id, config=changes.of_config(found.config))))
+        self._set(
+            apply(state, SetSpace(found.id, config=found.with_config(**changes.of_config(found.config)).config))
+        )
 
     async def activate(self, collection: str, space: str) -> None:
         state = self._state(collection)

@@ -244,7 +244,8 @@ async def test_the_endpoint_may_move(world: World) -> None:
     """`configure` takes a new endpoint for what is embedded from then on, and closes the old embedder."""
     index = world.begin()
     await index.follow(world.ingest("one"), 5)
-    state = world.store.change(SetSpace("s-1", config={"embed_endpoint": "http://moved"}))
+    moved = world.store.state.by_id("s-1").with_config(embed_endpoint="http://moved").config
+    state = world.store.change(SetSpace("s-1", config=moved))
     await index.configure(state.by_id("s-1"))
     assert await index.follow(world.ingest("two", file_id="g"), 5) == 0
     assert [space.config.embed_endpoint for space in world.opened] == ["http://m", "http://moved"]
