@@ -21,9 +21,10 @@ from compass.storage.snapshot.parts import PartRef
 
 
 class ScriptedStage:
-    """A stage that answers by the number of rows: 13 is an error, and notes what happens to it."""
+    """A stage that answers by the number of rows: 13 is an error, and 40 or more wait until a test lets them go on."""
 
     def __init__(self) -> None:
+        self.go_on = asyncio.Event()
         self.closed, self.at_once, self.most = 0, 0, 0
         self.cancelled: list[int] = []
 
@@ -31,7 +32,7 @@ class ScriptedStage:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            await asyncio.sleep(0.002 * descriptor.count)
+            await (self.go_on.wait() if descriptor.count >= 40 else asyncio.sleep(0))
             if descriptor.count == 13:
                 raise EndpointAnswerError("sent NaN", {"endpoint": "http://e"})
             return StageResult(f"key-{descriptor.count}", descriptor.count)
@@ -52,9 +53,13 @@ def descriptors(*counts: int) -> list[Descriptor]:
 async def test_inline_yields_each_as_it_lands(order: MakeOrder) -> None:
     """A quick descriptor is not held up by a slow one, a few run at once, and the stage is closed at the end."""
     stage = ScriptedStage()
-    landed = [f.count async for f in run_inline(descriptors(40, 1, 2, 3, 4), lambda *_: stage, order(), "a")]
-    assert sorted(landed) == [1, 2, 3, 4, 40]
+    landed: list[int] = []
+    async for result in run_inline(descriptors(40, 1, 2, 3, 4), lambda *_: stage, order(), "a"):
+        landed.append(result.count)
+        if sorted(landed) == [1, 2, 3, 4]:
+            stage.go_on.set()
     assert landed[-1] == 40
+    assert len(landed) == 5
     assert stage.most == pipeline.AT_ONCE
     assert stage.closed == 1
 
