@@ -21,7 +21,7 @@ from compass.storage.snapshot.parts import PartRef
 
 
 class ScriptedStage:
-    """A stage that answers by the number of rows: 13 is an error, and 40 or more wait until a test lets them go on."""
+    """A stage that answers by the number of rows: 13 is an error; 40 or more wait until a test lets them go on."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
