@@ -16,7 +16,6 @@ from compass.cluster.directory import RayCluster
 from compass.cluster.forwarding import forwards_to
 from compass.control.router import RouterService
 from compass.domain.routing.idle_exit import Decision, IdleExit, may_release
-from compass.errors import UnavailableError
 from compass.settings import Settings
 from compass.storage.log import router_epoch
 from compass.storage.root import hold
@@ -62,7 +61,7 @@ class RouterProcess:
         await self._cluster.stop_all()
 
     async def _end_when_idle(self) -> None:
-        await self._opened()  # no poll is answered before, however long that takes
+        await self.service.opened()  # no poll is answered before
         match await self._verdict():
             case Decision.END_ROUTER:
                 os._exit(1)
@@ -70,14 +69,6 @@ class RouterProcess:
                 log.warning("no gateway for %g s: the service ends", self._values.idle_exit_s)
                 await self._close_service()
                 ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-    async def _opened(self) -> None:
-        while True:
-            try:
-                await self.service.state()
-                return
-            except UnavailableError as error:
-                log.debug("the router is not open yet: %s", error.detail)
 
     async def _verdict(self) -> Decision:
         """How this process is to end, once that is so far."""

@@ -6,6 +6,7 @@ Nothing here knows Ray. What is opened runs on the event loop of its caller, who
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,6 +17,7 @@ from compass.cluster import ports
 from compass.control.ports import Cluster, RebuildPort
 from compass.control.publisher import Publisher
 from compass.control.router import RouterService
+from compass.control.timings import RouterTimings, WallClock
 from compass.domain.collection import CollectionState
 from compass.domain.embedding.contract import Embedder, Kind
 from compass.domain.memory import Room
@@ -34,7 +36,7 @@ from compass.index.pace import DEFAULT_PACE, Pace
 from compass.index.service import SpaceIndex
 from compass.rebuild.estimator import Estimator
 from compass.rebuild.run import RebuildRun
-from compass.rebuild.stage import Report, StageOpener
+from compass.rebuild.stage import ReportEndpoints, StageOpener
 from compass.settings import Settings
 from compass.storage.log import router_epoch
 from compass.storage.objects import open_objects
@@ -113,7 +115,7 @@ def open_rebuild(
     uuid: str,
     space_id: str,
     directory: ports.Directory,
-    report: Report,
+    report: ReportEndpoints,
     meter: Callable[[str], Meter],
 ) -> RebuildRun:
     """The rebuild of a space.
@@ -188,7 +190,14 @@ def release_root(root: Root, claim: Claim) -> None:
 
 
 def open_router(
-    settings: Settings, root: Root, claim: Claim, cluster: Cluster, *, drain_s: float = DRAIN_S
+    settings: Settings,
+    root: Root,
+    claim: Claim,
+    cluster: Cluster,
+    *,
+    drain_s: float = DRAIN_S,
+    timings: RouterTimings = RouterTimings(),  # noqa: B008 - a frozen value
+    now: WallClock = time.time,
 ) -> OpenedRouter:
     """The router of a root that was claimed for it; `drain_s` is how long a drop waits for queries in flight."""
 
@@ -196,7 +205,8 @@ def open_router(
         return await asyncio.to_thread(router_epoch.latest, root.objects)
 
     publisher = Publisher(claim.number, settings.lease_s, boot_clock, claim.first, latest=latest, drain_s=drain_s)
-    return OpenedRouter(RouterService(root, cluster, publisher, settings.drop_guard_s), publisher)
+    service = RouterService(root, cluster, publisher, settings.drop_guard_s, timings=timings, now=now)
+    return OpenedRouter(service, publisher)
 
 
 # ---- a gateway

@@ -36,11 +36,11 @@ async def builder(
         FingerprintMismatchError: an endpoint is another model.
         EndpointUnavailableError: it does not answer, and must.
     """
-    found = await cluster.index(route.uuid, space).examine(tuple(endpoints), api_key_env)
-    for one in found:
+    examined = await cluster.index(route.uuid, space).examine(tuple(endpoints), api_key_env)
+    for one in examined:
         if one.error is not None and (must_answer or accept):
             raise EndpointUnavailableError(one.error, {"endpoint": one.endpoint})
-    return agreed_model(space, found, accept=accept, advice=ADVICE)
+    return agreed_model(space, examined, accept=accept, advice=ADVICE)
 
 
 async def mismatches(
@@ -57,12 +57,12 @@ async def mismatches(
 
     `accept` as in `builder`; `fresh`: the space will be empty, so that the endpoints need only agree with each other.
     """
-    found = await cluster.index(route.uuid, space).examine(tuple(endpoints), api_key_env)
+    examined = await cluster.index(route.uuid, space).examine(tuple(endpoints), api_key_env)
     if fresh:
-        space, found = replace(space, built_by=None), [replace(one, cosine=None) for one in found]
+        space, examined = replace(space, built_by=None), [replace(one, cosine=None) for one in examined]
     errors: list[FingerprintMismatchError] = []
     fitting: list[ModelCheck] = []
-    for one in found:
+    for one in examined:
         try:
             agreed_model(space, [*fitting, one], accept=accept, advice=ADVICE)
             fitting.append(one)

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import fields, replace
 from typing import Any
 
 from compass.control.fingerprints import builder, mismatches
+from compass.control.indexes import Indexes
 from compass.control.ports import Cluster
-from compass.control.transitions import Changes, new_space
+from compass.control.registry import Registry
+from compass.control.run_records import RunRecords
+from compass.control.timings import RouterTimings, WallClock
+from compass.control.transitions import CollectionChange, new_space
 from compass.domain.collection import RestartSpace, SetSpace
 from compass.domain.history import By, Note
 from compass.domain.rebuild.order import RebuildOrder, RebuildStarted
@@ -29,23 +32,27 @@ from compass.errors import (
     NotFoundError,
     RebuildRunningError,
 )
-from compass.storage.root import Root
-from compass.storage.spaces.vectors import SpaceVectors
 
 log = logging.getLogger(__name__)
 
-CANCEL_S = 2.0
-STOP_CHECK_S = 2.0
 
-
-class RebuildOrders:
+class Rebuilds:
     """Starts and ends the rebuilds of spaces."""
 
     def __init__(
-        self, root: Root, cluster: Cluster, changes: Changes, spawn: Callable[[Coroutine[Any, Any, None]], Any]
+        self,
+        cluster: Cluster,
+        registry: Registry,
+        *,
+        indexes: Indexes,
+        records: RunRecords,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        timings: RouterTimings,
+        now: WallClock,
     ) -> None:
         """Wire it; `spawn` runs what goes on in the background."""
-        self._root, self._cluster, self._changes, self._spawn = root, cluster, changes, spawn
+        self._cluster, self._registry, self._indexes, self._records = cluster, registry, indexes, records
+        self._spawn, self._timings, self._now = spawn, timings, now
         self._estimating: set[str] = set()  # space ids
         self._stopping: set[str] = set()  # space ids whose rebuild's process somebody waits to end
 
@@ -55,25 +62,26 @@ class RebuildOrders:
         Raises:
             InsufficientMemoryError: the space would not fit the memory of its index's node; nothing has changed.
         """
-        began_at = time.time()
-        async with await self._changes.lock(collection):
-            route = self._changes.route(collection)
-            target = route.space(space)
+        began_at = self._now()
+        async with self._registry.changing(collection) as change:
+            target = change.space(space)
             endpoints = _endpoints(target, order)
             if await self._refuse_running(target):
                 await self._cluster.stop_rebuild(target.id)
-            if not order.restart:
-                await self.refuse_mixed_models(route, target)
-                await self._cluster.index(route.uuid, target).ensure_memory(False)
+            if order.restart:
+                target = await self._restart(change, target, Note("restart", space, began_at, by))
             else:
-                target = await self._restart(route, target, Note("restart", space, began_at, by))
-                route = self._changes.route(collection)
+                await self._records.refuse_mixed_models(change.route, target)
+                await self._cluster.index(change.route.uuid, target).ensure_memory(False)
             accept, key = order.accept_new_fingerprint, order.api_key_env
-            built_by = await builder(self._cluster, route, target, endpoints, key, accept=accept, must_answer=False)
+            built_by = await builder(
+                self._cluster, change.route, target, endpoints, key, accept=accept, must_answer=False
+            )
             accepted = replace(order, endpoints=endpoints, job_id=f"rebuild-{secrets.token_hex(6)}")
             note = Note("rebuild", space, began_at, by, {"job_id": accepted.job_id})
-            target = await self._accept(route, target, accepted, built_by, note)
-            await self._cluster.rebuild(collection, route.uuid, target).start(accepted)
+            state = await change.record(_following(target, accepted, built_by), note)
+            target = state.by_id(target.id)
+            await self._cluster.rebuild(collection, state.uuid, target).start(accepted)
             self.stop_when_done(collection, target)
             return RebuildStarted(target.status, accepted.job_id)
 
@@ -82,9 +90,8 @@ class RebuildOrders:
 
         It refuses what the order itself would be refused for, but tells of an endpoint that is another model.
         """
-        async with await self._changes.lock(collection):
-            route = self._changes.route(collection)
-            target = route.space(space)
+        async with self._registry.changing(collection) as change:
+            route, target = change.route, change.space(space)
             endpoints = _endpoints(target, order)
             await self._refuse_running(target)
             if order.restart:
@@ -108,14 +115,14 @@ class RebuildOrders:
         """What the order would be refused for, other models and memory, as failures of the report."""
         accept, key, fresh = order.accept_new_fingerprint, order.api_key_env, order.restart
         others = await mismatches(self._cluster, route, target, endpoints, key, accept=accept, fresh=fresh)
-        found: list[CompassError] = list(others)
+        errors: list[CompassError] = list(others)
         try:
             if not fresh:
-                await self.refuse_mixed_models(route, target)
+                await self._records.refuse_mixed_models(route, target)
             await self._cluster.index(route.uuid, target).ensure_memory(fresh)
         except (FingerprintMismatchError, InsufficientMemoryError) as error:
-            found.append(error)
-        return [_failure(error) for error in found]
+            errors.append(error)
+        return [_failure(error) for error in errors]
 
     async def _refuse_running(self, target: Space) -> bool:
         """Whether there is a process of an ended rebuild.
@@ -133,59 +140,26 @@ class RebuildOrders:
 
     async def cancel(self, collection: str, space: str, by: By) -> None:
         """Cancel a running rebuild; what it embedded is kept."""
-        note = Note("cancel", space, time.time(), by)
-        async with await self._changes.lock(collection):
-            route = self._changes.route(collection)
-            target = route.space(space)
+        note = Note("cancel", space, self._now(), by)
+        async with self._registry.changing(collection) as change:
+            target = change.space(space)
             running = await self._cluster.find_rebuild(target.id)
             if running is None or not await running.running():
                 raise NotFoundError(f"no rebuild of vector space {space!r} is running", {"space": space})
             await self.end(target)
-            await asyncio.to_thread(_close_record, self.vectors(route, target))
-            await self._changes.record(route, SetSpace(target.id), note)
+            await self._records.close(change.route, target)
+            await change.record(SetSpace(target.id), note)
 
-    async def _accept(
-        self,
-        route: CollectionRoute,
-        target: Space,
-        order: RebuildOrder,
-        built_by: BuiltBy | None,
-        note: Note,
-    ) -> Space:
-        """Record that the space follows from now on, by the run's first endpoint unless it has its own."""
-        config: dict[str, Any] = {}
-        if target.config.embed_endpoint is None:
-            config["embed_endpoint"] = order.endpoints[0]
-            if order.api_key_env:
-                config["api_key_env"] = order.api_key_env
-        status: Status | None = "building" if target.status == "failed" else None
-        change = SetSpace(target.id, status, True, False, config, built_by)
-        state = await self._changes.record(route, change, note)
-        return state.by_id(target.id)
-
-    async def refuse_mixed_models(self, route: CollectionRoute, space: Space) -> None:
-        """Refuse a space whose run has found that its endpoints' model changed under way.
-
-        Raises:
-            FingerprintMismatchError: it has.
-        """
-        run = await asyncio.to_thread(self.vectors(route, space).read_run)
-        if run is not None and run.mixed_models:
-            raise FingerprintMismatchError(
-                f"vector space {space.name!r} holds vectors of more than one model: {run.error}. "
-                "Rebuild it with restart, which empties it first",
-                {"space": space.name},
-            )
-
-    async def _restart(self, route: CollectionRoute, target: Space, note: Note) -> Space:
-        _refuse_default(route, target)
-        await self._cluster.index(route.uuid, target).ensure_memory(True)
-        fresh = new_space(target.name, target.config, "building", False)
-        change = RestartSpace(target.id, fresh)
-        await self._changes.transition(route, change, {target.name}, note)
-        await self._changes.retire(target)
-        await self._cluster.collection(route.uuid).sweep()
-        return fresh
+    async def _restart(self, change: CollectionChange, target: Space, note: Note) -> Space:
+        """An empty space of the same name in place of this one."""
+        _refuse_default(change.route, target)
+        uuid = change.route.uuid
+        await self._cluster.index(uuid, target).ensure_memory(True)
+        empty = new_space(target.name, target.config, "building", self._now(), follows=False)
+        await change.transition(RestartSpace(target.id, empty), {target.name}, note)
+        await self._indexes.retire(target)
+        await self._cluster.collection(uuid).sweep()
+        return empty
 
     async def end(self, space: Space) -> None:
         """End the run of a space and its process; nothing to do without one."""
@@ -193,7 +167,7 @@ class RebuildOrders:
         if running is None:
             return
         try:
-            async with asyncio.timeout(CANCEL_S):
+            async with asyncio.timeout(self._timings.cancel_s):
                 await running.cancel()
         except (TimeoutError, CompassError) as error:
             log.warning("the rebuild of %s did not answer, ending its process: %s", space.name, error)
@@ -204,9 +178,9 @@ class RebuildOrders:
 
         async def stop() -> None:
             while await self._cluster.find_rebuild(space.id) is not None:
-                await asyncio.sleep(STOP_CHECK_S)
+                await asyncio.sleep(self._timings.stop_check_s)
                 with contextlib.suppress(CompassError):
-                    async with await self._changes.lock(collection):  # the next run may be about to begin
+                    async with self._registry.changing(collection):  # the next run may be about to begin
                         run = await self._cluster.find_rebuild(space.id)
                         if run is not None and not await run.running():
                             await self._cluster.stop_rebuild(space.id)
@@ -216,16 +190,15 @@ class RebuildOrders:
             self._stopping.add(space.id)
             self._spawn(stop())
 
-    def vectors(self, route: CollectionRoute, space: Space) -> SpaceVectors:
-        """The durable vectors of a space."""
-        return self._root.space_vectors(route.uuid, space.id, space.config.dims)
 
-
-def _close_record(vectors: SpaceVectors) -> None:
-    """Write down that a run was cancelled, where its process did not get to it."""
-    run = vectors.read_run()
-    if run is not None and run.running:
-        vectors.write_run(replace(run, state="cancelled", ended_at=time.time()))
+def _following(target: Space, order: RebuildOrder, built_by: BuiltBy | None) -> SetSpace:
+    """The space follows from now on, by the run's first endpoint unless it has its own."""
+    config = target.config
+    if config.embed_endpoint is None:
+        key = order.api_key_env or config.api_key_env
+        config = replace(config, embed_endpoint=order.endpoints[0], api_key_env=key)
+    status: Status | None = "building" if target.status == "failed" else None
+    return SetSpace(target.id, status, follows=True, error=False, config=config, built_by=built_by)
 
 
 def _endpoints(space: Space, order: RebuildOrder) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""One change of a collection's state: the transition of the publication protocol, and whom it is told to.
+"""What may be done to a collection by whoever has it to itself: the transitions of the publication protocol.
 
 A change is committed under its own precondition while a fence holds the queries that it concerns, and published
-before the call returns. What a transition means is in `domain/publication.py`.
+before the call returns. What a transition means is in `domain/routing/publication.py`.
 """
 
 from __future__ import annotations
@@ -9,111 +9,132 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any
-from weakref import WeakValueDictionary
 
+from compass.control.indexes import Indexes
 from compass.control.ports import Cluster
 from compass.control.publisher import Publisher
 from compass.domain.collection import Change, CollectionState
 from compass.domain.history import Note
-from compass.domain.routing.publication import Scope
+from compass.domain.routing.publication import Scope, Update
 from compass.domain.routing.table import CollectionRoute, RoutingTable
-from compass.domain.space import Lag, Space, SpaceConfig
-from compass.errors import NotFoundError, SpaceLagsError, TakenOverError, UnavailableError
+from compass.domain.space import Lag, Space, SpaceConfig, Status
+from compass.errors import SpaceLagsError, TakenOverError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-TELL_S = 5.0  # how long an index may take to hear of its space's record, which it also reads by itself
-ASK_AGAIN_S = 1.0  # how often a log that does not answer is asked what became of a change
-OPEN_WAIT_S = 10.0  # how long a call waits for the router to have opened
 
-Update = Callable[[RoutingTable], RoutingTable]
+class CollectionChange:
+    """One collection in the hands of one caller, see `Registry.changing`: nobody else changes it meanwhile."""
 
+    def __init__(self, name: str, cluster: Cluster, publisher: Publisher, indexes: Indexes, settle_s: float) -> None:
+        """`settle_s`: how often a log that does not answer is asked what became of a change."""
+        self._name, self._settle_s = name, settle_s
+        self._cluster, self._publisher, self._indexes = cluster, publisher, indexes
+        self._router_epoch = publisher.table.incarnation
 
-class Changes:
-    """Commits changes of collections, one at a time for each, and publishes them. `opened`: the table is whole."""
+    @property
+    def exists(self) -> bool:
+        """Whether the table has the collection."""
+        return self._name in self._publisher.table.collections
 
-    def __init__(self, cluster: Cluster, publisher: Publisher) -> None:
-        self._cluster, self._publisher = cluster, publisher
-        self._number = publisher.table.incarnation
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.opened = asyncio.Event()
+    @property
+    def route(self) -> CollectionRoute:
+        """The route of now.
 
-    def route(self, collection: str) -> CollectionRoute:
-        """The route of a collection; NotFoundError without one."""
-        return self._publisher.table.route(collection)
+        Raises:
+            NotFoundError: there is no such collection.
+        """
+        return self._publisher.table.route(self._name)
 
-    async def lock(self, collection: str) -> asyncio.Lock:
-        """One change of a collection at a time; other collections never notice."""
-        await self.until_open()
-        return self._locks.setdefault(collection, asyncio.Lock())
+    def space(self, name: str) -> Space:
+        """The space of this name.
 
-    async def until_open(self) -> None:
-        """Return once the table is whole; UnavailableError while that takes long."""
-        try:
-            async with asyncio.timeout(OPEN_WAIT_S):
-                await self.opened.wait()
-        except TimeoutError:
-            raise UnavailableError("the service is still opening its collections", {"retry_after": 1}) from None
+        Raises:
+            NotFoundError: there is no such collection or space.
+        """
+        return self.route.space(name)
 
-    async def transition(
-        self,
-        route: CollectionRoute,
-        change: Change,
-        names: set[str],
-        note: Note | None = None,
-        *,
-        default: bool = False,
-    ) -> CollectionState:
-        """One change of the state, fenced for queries to these names, published before it returns."""
-        committed: list[CollectionState] = []
-        before = asyncio.ensure_future(self.state(route))  # asked while the fence goes up
-        before.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # a commit may never come
+    def space_by_id(self, space_id: str) -> Space:
+        """The space of this id.
+
+        Raises:
+            NotFoundError: there is no such collection or space.
+        """
+        return self.route.space_by_id(space_id)
+
+    async def state(self) -> CollectionState:
+        """The collection's state as its log has it."""
+        return await self._cluster.collection(self.route.uuid).state(self._router_epoch)
+
+    async def create(self, space_names: Iterable[str], make: Callable[[], Awaitable[CollectionState]]) -> None:
+        """Publish a collection of these spaces that `make` makes durable; queries to it wait meanwhile."""
 
         async def commit() -> Update:
-            committed.append(await self._settled(route, change, note, await before))
-            return put(committed[0])
+            state = await make()
+            return lambda table: table.with_state(state)
 
-        await self._publisher.transition(scope(route.name, names, default), commit)
-        spaces = committed[0].spaces.values()
-        await self.tell(route.uuid, [space for space in spaces if space != route.spaces.get(space.name)])
-        return committed[0]
+        await self._publisher.transition(Scope(self._name, frozenset(space_names), default=True), commit)
 
-    async def retire(self, *spaces: Space) -> None:
-        """End the indexes of spaces that are gone from the table, when the queries in flight on them are through."""
-        await self._publisher.drained(frozenset(space.id for space in spaces))
-        for space in spaces:
-            await self._cluster.stop_index(space.id)
+    async def remove(self) -> None:
+        """Take the collection out of the table; what is left of it is the caller's to delete."""
 
-    async def record(self, route: CollectionRoute, change: Change, note: Note | None = None) -> CollectionState:
-        """A change that no query can notice: committed and published without holding anything."""
-        return await self.transition(route, change, set(), note)
+        async def commit() -> Update:
+            return lambda table: table.without(self._name)
 
-    async def state(self, route: CollectionRoute) -> CollectionState:
-        """The collection's state as its log has it."""
-        return await self._cluster.collection(route.uuid).state(self._number)
+        await self._publisher.transition(Scope(self._name, frozenset(self.route.spaces), default=True), commit)
 
-    async def show_next(self, collection: str, name: str | None) -> None:
+    async def transition(
+        self, change: Change, names: Iterable[str], note: Note | None = None, *, default: bool = False
+    ) -> CollectionState:
+        """Commit one change, published before this returns.
+
+        Args:
+            change: It carries its own precondition.
+            names: Queries to the spaces of these names wait meanwhile.
+            note: What the history says of it.
+            default: Queries that name no space wait too.
+        """
+        before = self.route
+        committed: asyncio.Future[CollectionState] = asyncio.get_running_loop().create_future()
+        state = asyncio.ensure_future(self.state())  # asked for while the fence goes up
+        state.add_done_callback(lambda task: task.cancelled() or task.exception())  # a commit may never come
+
+        async def commit() -> Update:
+            after = await self._commit(before.uuid, change, note, await state)
+            committed.set_result(after)
+            return lambda table: table.with_state(after)
+
+        await self._publisher.transition(Scope(self._name, frozenset(names), default), commit)
+        after = committed.result()
+        changed = [space for space in after.spaces.values() if space != before.spaces.get(space.name)]
+        await self._indexes.configure(before.uuid, changed)
+        return after
+
+    async def record(self, change: Change, note: Note | None = None) -> CollectionState:
+        """Commit a change that no query can notice: published without holding anything."""
+        return await self.transition(change, (), note)
+
+    async def announce_next_default(self, name: str | None) -> None:
         """Publish which space is about to become the default, or that none is any more."""
 
-        def shown(table: RoutingTable) -> RoutingTable:
-            route = table.collections.get(collection)
+        def announced(table: RoutingTable) -> RoutingTable:
+            route = table.collections.get(self._name)
             return table if route is None else table.with_route(replace(route, next_default=name))
 
         async def commit() -> Update:
-            return shown
+            return announced
 
-        await self._publisher.transition(scope(collection, set(), False), commit)
+        await self._publisher.transition(Scope(self._name), commit)
 
-    async def reach_frontier(self, route: CollectionRoute, space: Space, wait_s: float) -> Lag:
+    async def reach_frontier(self, space: Space, wait_s: float) -> Lag:
         """Wait until a space has what the log holds now; what it does without.
 
         Raises:
             SpaceLagsError: it has not within `wait_s`.
         """
+        route = self.route
         frontier = (await self._cluster.collection(route.uuid).stats()).seq
         behind = await self._cluster.index(route.uuid, space).lag_at(frontier, wait_s)
         if lag := behind.lag:
@@ -124,64 +145,33 @@ class Changes:
             )
         return behind
 
-    async def tell(self, uuid: str, spaces: Iterable[Space]) -> None:
-        """Let each index know its space's record. One that is silent reads it in the log, when it can."""
-
-        async def tell(space: Space) -> None:
-            try:
-                async with asyncio.timeout(TELL_S):
-                    await self._cluster.index(uuid, space).configure(space)
-            except Exception as error:  # noqa: BLE001 - what is committed is not undone by a silent index
-                log.warning("the index of vector space %s does not answer: %s", space.name, error or "timeout")
-
-        await asyncio.gather(*(tell(space) for space in spaces))
-
-    async def _settled(
-        self, route: CollectionRoute, change: Change, note: Note | None, before: CollectionState
-    ) -> CollectionState:
+    async def _commit(self, uuid: str, change: Change, note: Note | None, before: CollectionState) -> CollectionState:
         """Commit a change of the state `before`; when the answer is lost, what the log says decides.
 
-        Nobody but the holder of the collection's lock changes its state, so a state that differs is this
-        change's. Until the log can be asked it is not known what is true, and the fence stays up.
+        Nobody else changes the state meanwhile, so a state that differs is this change's. Until the log can be
+        asked it is not known what is true, and the fence stays up.
         """
         try:
-            return await self._cluster.collection(route.uuid).change(change, self._number, note)
+            return await self._cluster.collection(uuid).change(change, self._router_epoch, note)
         except TakenOverError:
             raise
         except UnavailableError:
-            after = await self._learnt(route)
+            after = await self._settled(uuid)
             if after == before:
                 raise
             return after
 
-    async def _learnt(self, route: CollectionRoute) -> CollectionState:
+    async def _settled(self, uuid: str) -> CollectionState:
+        """The state once the log can be asked."""
         while not self._publisher.superseded:
             try:
-                return await self._cluster.collection(route.uuid).state(self._number)
+                return await self._cluster.collection(uuid).state(self._router_epoch)
             except UnavailableError as error:
-                log.warning("collection %s: what became of a change is not known yet: %s", route.name, error)
-                await asyncio.sleep(ASK_AGAIN_S)
+                log.warning("collection %s: what became of a change is not known yet: %s", self._name, error)
+                await asyncio.sleep(self._settle_s)
         raise TakenOverError("another router has taken over; it finds out what became of the change")
 
 
-def new_space(name: str, config: SpaceConfig, status: Any, follows: bool) -> Space:
+def new_space(name: str, config: SpaceConfig, status: Status, created_at: float, *, follows: bool) -> Space:
     """A space under an id that was never used."""
-    return Space(f"{name}-{secrets.token_hex(4)}", name, config, status, time.time(), follows)
-
-
-def by_id(route: CollectionRoute, space_id: str) -> Space:
-    """The space of this id; NotFoundError without one."""
-    for space in route.spaces.values():
-        if space.id == space_id:
-            return space
-    raise NotFoundError(f"vector space {space_id!r} is not there any more", {"space_id": space_id})
-
-
-def scope(collection: str, names: set[str], default: bool) -> Scope:
-    """The queries that a change concerns: by name of the space, and those that name none."""
-    return Scope(collection, frozenset(names), default)
-
-
-def put(state: CollectionState) -> Update:
-    """Put the routes of a state into the table."""
-    return lambda table: table.with_route(CollectionRoute.of(state))
+    return Space(f"{name}-{secrets.token_hex(4)}", name, config, status, created_at, follows)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from compass.domain.space import BuiltBy, Space, SpaceConfig, Status
 from compass.errors import (
+    ConfirmationNeededError,
     DefaultSpaceError,
     EpochMismatchError,
     NotFoundError,
@@ -57,11 +58,15 @@ class CollectionState:
         for space in self.spaces.values():
             if space.name == name:
                 return space
-        there = ", ".join(repr(s.name) for s in self.spaces.values()) or "none"
-        raise NotFoundError(f"collection {self.name!r} has no vector space {name!r}; it has {there}", {"space": name})
+        names = ", ".join(repr(s.name) for s in self.spaces.values()) or "none"
+        raise NotFoundError(f"collection {self.name!r} has no vector space {name!r}; it has {names}", {"space": name})
 
     def by_id(self, space_id: str) -> Space:
-        """The space of this id."""
+        """The space of this id.
+
+        Raises:
+            NotFoundError: there is none any more.
+        """
         if space_id not in self.spaces:
             raise NotFoundError(f"vector space {space_id!r} is not there any more", {"space_id": space_id})
         return self.spaces[space_id]
@@ -96,13 +101,13 @@ class AddSpace:
 
 @dataclass(frozen=True, slots=True)
 class SetSpace:
-    """Replace a space's record (status, follower, config, builder); its id and name stay."""
+    """Replace what is not None of a space's record; its id and name stay. `error` False: none any more."""
 
     space_id: str
     status: Status | None = None
     follows: bool | None = None
     error: str | Literal[False] | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: SpaceConfig | None = None
     built_by: BuiltBy | None = None
 
 
@@ -160,11 +165,16 @@ def apply(state: CollectionState, change: Change) -> CollectionState:
 
 
 def _set_space(state: CollectionState, change: SetSpace) -> CollectionState:
-    space = state.by_id(change.space_id).with_config(**change.config)
-    named = {k: getattr(change, k) for k in ("status", "follows", "built_by") if getattr(change, k) is not None}
-    if change.error is not None:
-        named["error"] = change.error or None
-    return replace(state, spaces={**state.spaces, space.id: replace(space, **named)})
+    space = state.by_id(change.space_id)
+    space = replace(
+        space,
+        status=space.status if change.status is None else change.status,
+        follows=space.follows if change.follows is None else change.follows,
+        error=space.error if change.error is None else change.error or None,
+        config=space.config if change.config is None else change.config,
+        built_by=space.built_by if change.built_by is None else change.built_by,
+    )
+    return replace(state, spaces={**state.spaces, space.id: space})
 
 
 def _swap(state: CollectionState, swap: SwapDefault) -> CollectionState:
@@ -197,6 +207,21 @@ def _drop(state: CollectionState, space_id: str) -> CollectionState:
     spaces = {k: v for k, v in state.spaces.items() if k != space_id}
     ceased = {k: v for k, v in state.defaults_until.items() if k != space_id}
     return replace(state, spaces=spaces, tombstones=(*state.tombstones, space_id), defaults_until=ceased)
+
+
+def check_drop_guard(state: CollectionState, space: Space, now: float, guard_s: float) -> None:
+    """Refuse to drop a space that was the default within the last `guard_s` seconds without a confirmation.
+
+    Raises:
+        ConfirmationNeededError: it was.
+    """
+    until = state.defaults_until.get(space.id)
+    if until is not None and (ago_s := now - until) < guard_s:
+        raise ConfirmationNeededError(
+            f"vector space {space.name!r} was the default {ago_s:.0f} s ago, and dropping it ends "
+            f"the way back: confirm with ?confirm={space.name}",
+            {"space": space.name, "drop_guard_s": guard_s},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from compass.rebuild.stage import Filled
+from compass.rebuild.stage import StageResult
 
 AT_ONCE = 4  # files of one call: the progress moves with each
-LIMIT = 64  # files that may wait before the embedding does
 
 
 class Backlog:
@@ -18,7 +17,9 @@ class Backlog:
         self,
         load_files: Callable[[list[str]], Awaitable[None]],
         loaded: Callable[[int], None],
-        waiting: Sequence[Filled] = (),
+        waiting: Sequence[StageResult] = (),
+        *,
+        limit: int = 64,
     ) -> None:
         """Begin with what waits already.
 
@@ -26,19 +27,20 @@ class Backlog:
             load_files: Takes keys of files.
             loaded: Hears how many chunks became findable.
             waiting: Files of an earlier run; `put` and `drain` hand them over with the others.
+            limit: How many files may wait before the embedding does.
         """
-        self._load_files, self._loaded = load_files, loaded
+        self._load_files, self._loaded, self._limit = load_files, loaded, limit
         self._waiting = list(waiting)
         self._task: asyncio.Task[None] | None = None
 
-    async def put(self, filled: Filled) -> None:
+    async def put(self, result: StageResult) -> None:
         """Queue a file; waits for the index only when too many wait.
 
         Raises:
             CompassError: the index has not taken an earlier file.
         """
-        self._waiting.append(filled)
-        if self._task is None or self._task.done() or len(self._waiting) >= LIMIT:
+        self._waiting.append(result)
+        if self._task is None or self._task.done() or len(self._waiting) >= self._limit:
             await self._next()
 
     async def drain(self) -> None:
@@ -55,13 +57,13 @@ class Backlog:
 
     async def _next(self) -> None:
         await self._settle()
-        taken, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
-        self._task = asyncio.create_task(self._take(taken))
+        batch, self._waiting = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
+        self._task = asyncio.create_task(self._load(batch))
 
     async def _settle(self) -> None:
         if self._task is not None:
             await self._task
 
-    async def _take(self, files: list[Filled]) -> None:
-        await self._load_files([f.key for f in files if f.key is not None])
-        self._loaded(sum(f.count for f in files))
+    async def _load(self, results: list[StageResult]) -> None:
+        await self._load_files([result.key for result in results if result.key is not None])
+        self._loaded(sum(result.count for result in results))

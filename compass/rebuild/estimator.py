@@ -9,8 +9,8 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -30,40 +30,82 @@ from compass.index.vector.hnsw import Graph, saved_bytes
 from compass.storage.spaces.vectors import SpaceVectors, stored_bytes
 from compass.storage.view.view import View
 
-PROBE_S = 20.0  # all endpoints at once
-SAMPLED = 4_096
-BUILT_ROWS, BUILD_S, TIMED_ROWS = 4_000, 2.0, 500
-BUILD_THREADS = os.cpu_count() or 1
 
-OpenEmbedder = Callable[..., Embedder]
+@dataclass(frozen=True, slots=True)
+class EstimateLimits:
+    """How much is measured for an estimate.
+
+    Attributes:
+        probe_s: Seconds for the endpoints, all of them at once.
+        sampled: Chunks, at most.
+        build_rows: Vectors in the graph that is built, at most; `timed_rows` of them are added at a time.
+        build_s: Seconds for building it.
+        build_threads: What builds it.
+    """
+
+    probe_s: float = 20.0
+    sampled: int = 4_096
+    build_rows: int = 4_000
+    timed_rows: int = 500
+    build_s: float = 2.0
+    build_threads: int = os.cpu_count() or 1
+
+
+DEFAULT_LIMITS = EstimateLimits()
+
+
+class OpenEmbedder(Protocol):
+    """Opens an embedder of documents, see `embedding.open.open_embedder`."""
+
+    def __call__(
+        self,
+        config: SpaceConfig,
+        *,
+        endpoints: Sequence[str],
+        api_key_env: str | None,
+        batch_size: int | None,
+        concurrency: int | None,
+        max_docs_per_s: float | None,
+        endpoint_timeout_s: float,
+    ) -> Embedder:
+        """An embedder of these endpoints, within these limits."""
 
 
 class Estimator:
     """Estimates the rebuild of one space; plain asyncio."""
 
-    def __init__(self, space: Space, view: View, vectors: SpaceVectors, open_embedder: OpenEmbedder) -> None:
+    def __init__(
+        self,
+        space: Space,
+        view: View,
+        vectors: SpaceVectors,
+        open_embedder: OpenEmbedder,
+        *,
+        limits: EstimateLimits = DEFAULT_LIMITS,
+    ) -> None:
         """Wire it.
 
         Args:
             space: The space as the log records it.
             view: The node's view of the collection.
             vectors: The space's durable vectors; they are only read.
-            open_embedder: Takes the endpoint and the options of an order by name, see `adapters.embedders`.
+            open_embedder: Takes the endpoints and the options of an order by name.
+            limits: How much is measured.
         """
         self._space, self._view, self._vectors = space, view, vectors
-        self._open_embedder = open_embedder
+        self._open_embedder, self._limits = open_embedder, limits
 
     async def estimate(self, order: RebuildOrder, known: Sequence[Failure] = ()) -> EstimateReport:
         """The report on an order; `known` will fail already."""
         began_s = time.monotonic()
         work, vids = await asyncio.to_thread(self._work, order.restart)
-        sampled = sample_order(work.lengths, SAMPLED)
+        sampled = sample_order(work.lengths, self._limits.sampled)
         texts, kept = await asyncio.to_thread(self._texts, vids, sampled)
         sampled = sampled[kept]
         probed, rows = await self._probe(order, texts)
         built = None
         if rows is not None:
-            built = await asyncio.to_thread(measure_build, self._space.config, rows)
+            built = await asyncio.to_thread(measure_build, self._space.config, rows, limits=self._limits)
         refused = sorted({at for one in probed for at in one.refused})
         chunks = await asyncio.to_thread(self._chunks, vids[sampled], refused)
         terms = Terms(
@@ -92,26 +134,26 @@ class Estimator:
 
     def _chunks(self, vids: IntVector, positions: Sequence[int]) -> dict[int, ChunkKey]:
         chunks = self._view.by_vids(vids[list(positions)])
-        named = {at: chunks.get(int(vids[at])) for at in positions}
-        return {at: (c.id, c.file_id, c.chunk_index) for at, c in named.items() if c is not None}
+        at_position = {at: chunks.get(int(vids[at])) for at in positions}
+        return {at: (c.id, c.file_id, c.chunk_index) for at, c in at_position.items() if c is not None}
 
     async def _probe(self, order: RebuildOrder, texts: Sequence[str]) -> tuple[list[Probed], FloatMatrix | None]:
         """Measure every endpoint, all at once as in a rebuild, each by itself; and vectors of whoever gave most."""
-        urls, share, config = order.endpoints, self._share(order), self._space.config
+        urls, config, limits = order.endpoints, self._space.config, self._limits
         if len(urls) > 1:  # the space's own key goes to its own endpoint, and only where that is alone
             config = replace(config, api_key_env=None)
 
         names = [url if url == BUILTIN else shown(url) for url in urls]
         try:
-            await self._open_embedder(config, endpoints=urls, **share).close()
+            await self._open(config, urls, order).close()
         except CompassError as error:  # as the order stands its stages would not open
             return [Probed(name, fault=Fault(error.type, error.detail)) for name in names], None
 
         async def one(url: str, name: str) -> tuple[Probed, FloatMatrix | None]:
-            embedder = self._open_embedder(config, endpoints=(url,), **share)
+            embedder = self._open(config, (url,), order)
             try:
-                probe = Probe(name, embedder, texts, PROBE_S)
-                return await probe.run(), probe.rows(BUILT_ROWS)
+                probe = Probe(name, embedder, texts, limits.probe_s)
+                return await probe.run(), probe.rows(limits.build_rows)
             finally:
                 await embedder.close()
 
@@ -119,18 +161,18 @@ class Estimator:
         rows = max((rows for _, rows in measured if rows is not None), key=len, default=None)
         return [probed for probed, _ in measured], rows
 
-    def _share(self, order: RebuildOrder) -> dict[str, Any]:
-        """The options of an order, its limits divided by the endpoints: together they keep to them."""
+    def _open(self, config: SpaceConfig, urls: Sequence[str], order: RebuildOrder) -> Embedder:
+        """An embedder of some endpoints, with the order's limits divided by all: together they keep to them."""
         count = len(order.endpoints)
-        concurrency, pace = order.concurrency, order.max_docs_per_s
-        at_once = None if concurrency is None else max(1, concurrency // count)
-        return {
-            "api_key_env": order.api_key_env,
-            "batch_size": order.batch_size,
-            "concurrency": at_once,
-            "max_docs_per_s": None if pace is None else pace / count,
-            "endpoint_timeout_s": 2 * PROBE_S,  # the probe looks after the time itself
-        }
+        return self._open_embedder(
+            config,
+            endpoints=urls,
+            api_key_env=order.api_key_env,
+            batch_size=order.batch_size,
+            concurrency=None if order.concurrency is None else max(1, order.concurrency // count),
+            max_docs_per_s=None if order.max_docs_per_s is None else order.max_docs_per_s / count,
+            endpoint_timeout_s=2 * self._limits.probe_s,  # the probe looks after the time itself
+        )
 
 
 def footprint_of(config: SpaceConfig, rows: int) -> SpaceSize:
@@ -141,35 +183,39 @@ def footprint_of(config: SpaceConfig, rows: int) -> SpaceSize:
 
 
 def measure_build(
-    config: SpaceConfig, rows: FloatMatrix, clock: Callable[[], float] = time.monotonic
+    config: SpaceConfig,
+    rows: FloatMatrix,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    limits: EstimateLimits = DEFAULT_LIMITS,
 ) -> Built | None:
     """Build a graph of some thousand rows, and time the second half of it; None where it is too quick to time.
 
     Where the sample is smaller, means of its pairs are added: they lie where its vectors lie.
     """
-    some = _with_mixtures(rows, BUILT_ROWS)
+    sample = _with_mixtures(rows, limits.build_rows)
     graph, began_s, half_s, half = Graph(config), clock(), 0.0, 0
     done = 0
-    while done < len(some):
-        part = some[done : done + TIMED_ROWS]
-        graph.add(np.arange(done, done + len(part)), part, BUILD_THREADS)
+    while done < len(sample):
+        part = sample[done : done + limits.timed_rows]
+        graph.add(np.arange(done, done + len(part)), part, limits.build_threads)
         done += len(part)
         took_s = clock() - began_s
-        if half == 0 and (done >= BUILT_ROWS // 2 or took_s >= BUILD_S / 4):
+        if half == 0 and (done >= limits.build_rows // 2 or took_s >= limits.build_s / 4):
             half, half_s = done, took_s
-        elif half and took_s >= BUILD_S:
+        elif half and took_s >= limits.build_s:
             break
     took_s = clock() - began_s - half_s
     return Built(half, done, took_s, config.hnsw.ef_construction) if done > half and took_s > 0 else None
 
 
 def _with_mixtures(rows: FloatMatrix, count: int) -> FloatMatrix:
-    lacking = count - len(rows)
-    if lacking <= 0:
+    missing = count - len(rows)
+    if missing <= 0:
         return rows[:count]
     choose = np.random.default_rng(0)
-    one, other = choose.integers(len(rows), size=(2, lacking))
-    weight = choose.uniform(0.2, 0.8, (lacking, 1)).astype(np.float32)
+    one, other = choose.integers(len(rows), size=(2, missing))
+    weight = choose.uniform(0.2, 0.8, (missing, 1)).astype(np.float32)
     mixed = weight * rows[one] + (1 - weight) * rows[other]
     length = np.linalg.norm(mixed, axis=1, keepdims=True)
     wanted = np.linalg.norm(rows[one], axis=1, keepdims=True)

@@ -10,7 +10,6 @@ from compass.domain.rebuild.budget import Account, Price, Spending
 from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import BudgetSpentError
 
-SETTLED_S = 120.0  # after so long without a word, a request under way is taken for lost with its process
 STOP_S = 0.5  # what an end takes: by the hour it is paid for too
 LANDING_S, LANDING_SHARE = 30.0, 0.2  # of the time that is paid for: kept for what is under way then
 AHEAD_S = 3.0  # of the price by the hour: stored as spent before it is
@@ -19,8 +18,18 @@ AHEAD_S = 3.0  # of the price by the hour: stored as spent before it is
 class Ledger:
     """Holds and settles what the requests of a run cost; one event loop, stages of any process ask."""
 
-    def __init__(self, order: RebuildOrder, spent: float, save: Callable[[], Awaitable[None]]) -> None:
-        """Begin with what earlier attempts have spent; `save` stores the account before more of it is used."""
+    def __init__(
+        self, order: RebuildOrder, spent: float, save: Callable[[], Awaitable[None]], *, settled_s: float = 120.0
+    ) -> None:
+        """Begin with what earlier attempts have spent.
+
+        Args:
+            order: It names the prices and the budget.
+            spent: Money, by earlier attempts of the same run.
+            save: Stores the account before more of it is used.
+            settled_s: After so long without a word, a request under way is taken for lost with its process.
+        """
+        self._settled_s = settled_s
         self.account = Account(order.budget, spent)
         self._price = Price(order.cost_per_million_tokens, order.cost_per_hour)
         self._endpoints, self._save = len(order.endpoints), save
@@ -102,7 +111,7 @@ class Ledger:
 
     async def _anything_settled(self) -> bool:
         try:
-            async with asyncio.timeout(SETTLED_S):
+            async with asyncio.timeout(self._settled_s):
                 await self._changed.wait()
         except TimeoutError:
             return False

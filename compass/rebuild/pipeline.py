@@ -1,8 +1,8 @@
 """How descriptors reach the stages: in the run's own process at once, and in Ray Data's actors once they are there.
 
 Ray Data takes two or three seconds to start, in which one process embeds as many chunks as many a collection has. So
-the head of a job is embedded here while the actors for the rest start; a small job is all head. The results stream
-back as they land, in any order, and what a stage raised is raised here.
+the head of a rebuild is embedded here while the actors for the rest start; a small one is all head. The results
+stream back as they land, in any order, and what a stage raised is raised here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import CompassError, UnavailableError
 from compass.rebuild.plan import Descriptor
-from compass.rebuild.stage import EmbedStage, Filled, OpenStage
+from compass.rebuild.stage import OpenStage, Stage, StageResult
 
 LOCAL_ROWS = 200_000  # up to here one process is done before Ray Data and its actors would be
 AT_ONCE = 3  # descriptors at once in one stage: one reads, one embeds, one is being written
@@ -40,7 +40,7 @@ def stream(
     *,
     actors: int,
     local_rows: int,
-) -> AsyncGenerator[Filled, None]:
+) -> AsyncGenerator[StageResult, None]:
     """Fill all descriptors, yielding each as it lands.
 
     Args:
@@ -71,33 +71,33 @@ def _split(descriptors: Sequence[Descriptor], rows: int) -> tuple[Sequence[Descr
     return descriptors[:at], descriptors[at:]
 
 
-async def _merged(*streams: AsyncGenerator[Filled, None]) -> AsyncGenerator[Filled, None]:
+async def _merged(*streams: AsyncGenerator[StageResult, None]) -> AsyncGenerator[StageResult, None]:
     """What several streams yield, as it comes; an error of one ends all."""
-    asked = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    pending = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
     try:
-        while asked:
-            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        while pending:
+            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                stream = asked.pop(task)
+                stream = pending.pop(task)
                 with contextlib.suppress(StopAsyncIteration):
-                    filled = task.result()
-                    asked[asyncio.ensure_future(anext(stream))] = stream
-                    yield filled
+                    result = task.result()
+                    pending[asyncio.ensure_future(anext(stream))] = stream
+                    yield result
     finally:
-        for task in asked:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
 
 
 async def run_inline(
     descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str
-) -> AsyncGenerator[Filled, None]:
+) -> AsyncGenerator[StageResult, None]:
     """Fill the descriptors in this process, a few at once."""
     stage = open_stage(order, attempt)
     waiting = list(reversed(descriptors))
-    filling: set[asyncio.Task[Filled]] = set()
+    filling: set[asyncio.Task[StageResult]] = set()
     try:
         while waiting or filling:
             while waiting and len(filling) < AT_ONCE:
@@ -114,10 +114,10 @@ async def run_inline(
 
 async def run_ray_data(
     descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str, actors: int
-) -> AsyncGenerator[Filled, None]:
+) -> AsyncGenerator[StageResult, None]:
     """Fill the descriptors in `actors` processes under Ray Data, which places and restarts them."""
     loop = asyncio.get_running_loop()
-    landed: asyncio.Queue[Filled | BaseException | None] = asyncio.Queue()
+    landed: asyncio.Queue[StageResult | BaseException | None] = asyncio.Queue()
     stopped = threading.Event()
 
     def pull() -> None:
@@ -147,13 +147,13 @@ async def run_ray_data(
 
 def _through_ray_data(
     descriptors: Sequence[Descriptor], open_stage: OpenStage, order: RebuildOrder, attempt: str, actors: int
-) -> Generator[Filled, None, None]:
+) -> Generator[StageResult, None, None]:
     """The results as Ray Data yields them.
 
     Errors of a stage come back as values, not as exceptions: so they arrive as they were, whatever Ray wraps
     an exception in, and Ray prints no stack of them.
     """
-    import ray  # here, not above: the head of a job and a unit test never need it
+    import ray  # here, not above: the head of a rebuild and a unit test never need it
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")  # a thread of its own blocks no event loop
@@ -165,7 +165,7 @@ def _through_ray_data(
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=size * STAGE_CPUS + 1)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = [{"descriptor": pickle.dumps(d)} for d in descriptors]
-    filled = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         RemoteStage,
         batch_size=1,
         compute=ActorPoolStrategy(
@@ -178,7 +178,7 @@ def _through_ray_data(
         fn_constructor_args=(open_stage, order, attempt),
     )
     try:
-        for row in filled.iter_rows():
+        for row in results.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, CompassError):
                 raise result
@@ -194,13 +194,13 @@ class RemoteStage:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="stage", daemon=True).start()
 
-        async def opened() -> EmbedStage:
+        async def opened() -> Stage:
             return open_stage(order, attempt)
 
         self._stage = self._await(opened())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Fill a batch of pickled descriptors: a pickled `Filled`, or the CompassError, for each."""
+        """Fill a batch of pickled descriptors: a pickled `StageResult`, or the CompassError, for each."""
         return {"result": [pickle.dumps(self._fill(pickle.loads(d))) for d in batch["descriptor"]]}
 
     def __del__(self) -> None:
@@ -208,7 +208,7 @@ class RemoteStage:
         asyncio.run_coroutine_threadsafe(self._stage.close(), self._loop).result(CLOSE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _fill(self, descriptor: Descriptor) -> Filled | CompassError:
+    def _fill(self, descriptor: Descriptor) -> StageResult | CompassError:
         try:
             return self._await(self._stage.fill(descriptor))
         except CompassError as error:

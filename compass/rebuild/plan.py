@@ -20,7 +20,7 @@ from compass.storage.snapshot.parts import PartRef, Snapshot, read_part
 
 MOST_ROWS = 2_048
 LEAST_ROWS = 512
-PIECES = 32  # of a job between the two
+PIECES = 32  # of a rebuild between the two
 
 Offsets = npt.NDArray[np.int32]
 BoolVector = npt.NDArray[np.bool_]
@@ -86,20 +86,20 @@ def plan(parts: Iterable[PartRows], have: IntVector, skip: IntVector, below: int
     live = blank = had = skipped = 0
     newest = -1
     for part in parts:
-        there = ~part.blank & np.isin(part.vids, have)
-        refused = ~part.blank & ~there & np.isin(part.vids, skip)
-        wanted = ~(part.blank | there | refused) & (part.vids < below)
+        has_vector = ~part.blank & np.isin(part.vids, have)
+        refused = ~part.blank & ~has_vector & np.isin(part.vids, skip)
+        wanted = ~(part.blank | has_vector | refused) & (part.vids < below)
         missing.append((part.part, np.flatnonzero(wanted).astype(np.int32)))
         live += len(part.vids)
         blank += int(part.blank.sum())
-        had += int(there.sum())
+        had += int(has_vector.sum())
         skipped += int(refused.sum())
         newest = max(newest, int(part.vids.max(initial=-1)))
     return Plan(tuple(_cut(missing)), live, blank, had, skipped, newest)
 
 
 def _cut(missing: Sequence[tuple[PartRef, Offsets]]) -> Iterator[Descriptor]:
-    """Cut into pieces: large ones are cheaper, but a small job also wants its progress to be seen."""
+    """Cut into pieces: large ones are cheaper, but a small rebuild also wants its progress to be seen."""
     share = sum(len(rows) for _, rows in missing) // PIECES
     size = min(max(share, LEAST_ROWS), MOST_ROWS)
     for part, rows in missing:

@@ -8,6 +8,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,30 +22,22 @@ from compass.domain.space import SpaceConfig
 from compass.domain.template import BUILTIN_FIELDS
 from compass.embedding.isolate import embed_each
 from compass.embedding.open import open_embedder
-from compass.errors import ConflictError
 from compass.rebuild.plan import Descriptor
+from compass.rebuild.run_store import check_accepted
 from compass.storage.objects import Objects, open_objects
 from compass.storage.snapshot.parts import PartRef, read_part
 from compass.storage.spaces.vectors import SpaceVectors
 
-CHECK_S = 1.0  # how often a stage looks whether its run goes on: a cancelled one leaves the endpoint alone
 TEXT_COLUMNS = ["vid", "text"]
 TEMPLATE_COLUMNS = ["vid", *BUILTIN_FIELDS, "metadata"]
 KEPT_PARTS = 2  # parts whose texts stay in memory: the descriptors of a part come one after the other
 
-
-Report = Callable[[str, str, tuple[EndpointStats, ...]], None]  # of an attempt, by a stage: its endpoints
-
-
-class StaleRunError(ConflictError):
-    """Another attempt has been accepted meanwhile: this one may not append any more."""
-
-    type, title = "stale-run", "Another rebuild run was accepted"
+ReportEndpoints = Callable[[str, str, tuple[EndpointStats, ...]], None]  # an attempt, a stage of it, its endpoints
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
-    """A descriptor done, durably.
+class StageResult:
+    """What became of a descriptor, durably.
 
     Attributes:
         key: The file of its vectors; None where every text was refused.
@@ -72,12 +65,22 @@ class EmbedStage:
         embedder: Embedder,
         attempt: str,
         config: SpaceConfig | None = None,
-        report: Report | None = None,
+        report: ReportEndpoints | None = None,
+        *,
+        check_s: float = 1.0,
     ) -> None:
-        """Open a stage of the run's `attempt`, which `report`s each second how its endpoints do while it works.
+        """Open a stage of the run's `attempt`.
 
-        `config` says what of a chunk is embedded; None: its text.
+        Args:
+            objects: Where the parts are.
+            vectors: Where the vectors go.
+            embedder: What embeds.
+            attempt: A stage of an attempt that has ended appends nothing.
+            config: It says what of a chunk is embedded; None: its text.
+            report: Hears how the endpoints do, every `check_s` while the stage works.
+            check_s: How often it looks whether its run goes on: a cancelled one leaves the endpoint alone.
         """
+        self._check_s = check_s
         self.name = uuid.uuid4().hex
         self._objects, self._vectors, self._embedder = objects, vectors, embedder
         self._attempt, self._report = attempt, report
@@ -86,7 +89,7 @@ class EmbedStage:
         self._columns = TEXT_COLUMNS if config is None or config.template is None else TEMPLATE_COLUMNS
         self._parts: OrderedDict[PartRef, asyncio.Task[pa.Table]] = OrderedDict()
 
-    async def fill(self, descriptor: Descriptor) -> Filled:
+    async def fill(self, descriptor: Descriptor) -> StageResult:
         """Embed the descriptor's rows and append them as one durable file; where the budget ends, those it paid for.
 
         Raises:
@@ -96,7 +99,7 @@ class EmbedStage:
         """
         work = asyncio.create_task(self._fill(descriptor))
         try:
-            while not (await asyncio.wait({work}, timeout=CHECK_S))[0]:
+            while not (await asyncio.wait({work}, timeout=self._check_s))[0]:
                 await asyncio.to_thread(check_accepted, self._vectors, self._attempt)
                 if self._report is not None:
                     self._report(self._attempt, self.name, self.endpoints())
@@ -104,19 +107,19 @@ class EmbedStage:
         finally:
             work.cancel()
 
-    async def _fill(self, descriptor: Descriptor) -> Filled:
+    async def _fill(self, descriptor: Descriptor) -> StageResult:
         if self._stopped:
-            return Filled(None, 0, 0, self.name, self.endpoints(), True)
+            return StageResult(None, 0, 0, self.name, self.endpoints(), True)
         vids, texts = await self._read(descriptor)
         name = f"{self._attempt}-{vids[0]}"  # what is durable is in no later plan of the attempt
-        if (there := await asyncio.to_thread(self._vectors.find, name)) is not None:
-            return Filled(*there, 0, self.name, self.endpoints())  # by a stage that died before it could say so
+        if (file := await asyncio.to_thread(self._vectors.find, name)) is not None:
+            return StageResult(*file, 0, self.name, self.endpoints())  # by a stage that died before it could say so
         done = await embed_each(self._embedder, texts)
         refused = {int(vids[i]): reason for i, reason in done.refused.items()}
         key = await asyncio.to_thread(self._keep, name, vids[done.rows], done.vectors, refused)
         stopped = done.stopped is not None
         self._stopped = self._stopped or stopped
-        return Filled(key, len(done.rows), len(refused), self.name, self.endpoints(), stopped)
+        return StageResult(key, len(done.rows), len(refused), self.name, self.endpoints(), stopped)
 
     def endpoints(self) -> tuple[EndpointStats, ...]:
         """How the endpoints do, as this stage sees them."""
@@ -155,21 +158,17 @@ def _texts(config: SpaceConfig | None, rows: pa.Table) -> list[str]:
     return [config.document_text(row, json.loads(row.get("metadata", "{}"))) for row in values]
 
 
-def check_accepted(vectors: SpaceVectors, attempt: str) -> None:
-    """Return if the stored record says that this attempt runs; blocking.
+class Stage(Protocol):
+    """What a pipeline asks of a stage."""
 
-    Raises:
-        StaleRunError: it was cancelled, or another one was accepted.
-    """
-    record = vectors.read_run()
-    if record is None or record.attempt != attempt or not record.running:
-        raise StaleRunError(
-            f"the rebuild attempt {attempt} was ended or replaced; it writes nothing more",
-            {"attempt": attempt, "accepted": record.attempt if record else None},
-        )
+    async def fill(self, descriptor: Descriptor) -> StageResult:
+        """Embed the descriptor's rows durably, see `EmbedStage.fill`."""
+
+    async def close(self) -> None:
+        """Let go of what it holds."""
 
 
-OpenStage = Callable[[RebuildOrder, str], EmbedStage]
+OpenStage = Callable[[RebuildOrder, str], Stage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ class StageOpener:
     space_id: str
     config: SpaceConfig
     timeout_s: float
-    report: Report | None = None
+    report: ReportEndpoints | None = None
     meter: Callable[[str], Meter] | None = None
 
     def __call__(self, order: RebuildOrder, attempt: str) -> EmbedStage:

@@ -278,7 +278,8 @@ class FakeRouter:
         self.calls.append(("set_space", by))
         state = self._state(collection)
         target = state.by_name(space)
-        self._set(apply(state, SetSpace(target.id, config=changes.of_config(target.config))))
+        config = target.with_config(**changes.of_config(target.config)).config
+        self._set(apply(state, SetSpace(target.id, config=config)))
 
     async def activate(self, collection: str, space: str) -> None:
         state = self._state(collection)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from waiting import until
 
 from compass.cluster import wiring
 from compass.control.router import RouterService
-from compass.domain.chunk import ChunkInput
+from compass.control.timings import RouterTimings
+from compass.domain.chunk import ChunkInput, FloatMatrix
 from compass.domain.collection import CollectionSpec
 from compass.domain.embedding.contract import Embedder, ServerInfo
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.memory import UNLIMITED
 from compass.domain.rebuild.order import RebuildOrder
 from compass.domain.rebuild.report import (
@@ -41,6 +43,7 @@ from compass.storage.service import CollectionService
 
 LEASE_S = 4.0
 DIMS = 16
+HURRIED = RouterTimings(settle_s=0.05, catch_up_s=0.3, reconcile_s=0.05, stop_check_s=0.02, cancel_s=0.1)
 OLD, NEW = SpaceConfig(DIMS, "a", "http://a"), SpaceConfig(DIMS, "b", "http://b")
 
 
@@ -57,12 +60,12 @@ class Model:
             raise EndpointUnavailableError("the endpoint is down")
         return [self.says]
 
-    async def embed(self, texts: Any) -> Any:
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         if self.down:
             raise EndpointUnavailableError("the endpoint is down")
         return self._model.embed(texts)
 
-    def endpoints(self) -> list[Any]:
+    def endpoints(self) -> list[EndpointStats]:
         return []
 
     async def close(self) -> None:
@@ -128,21 +131,23 @@ class FakeCluster:
         self.collections: dict[str, CollectionService] = {}
         self.indexes: dict[str, SpaceIndex] = {}
         self.rebuilds: dict[str, FakeRebuild] = {}
+        self.new_rebuild: Callable[[], FakeRebuild] = FakeRebuild
         self.ended_rebuilds: list[str] = []
         self.estimated: list[tuple[str, RebuildOrder, tuple[Failure, ...]]] = []  # space, order, known failures
         self.estimators_go = asyncio.Event()
         self.estimators_go.set()
-        self.wrap_collection: Callable[[Any], Any] = lambda real: real
-        self.wrap_index: Callable[[Any, Space], Any] = lambda real, space: real
+        self.wrap_collection: Callable[[CollectionService], Any] = lambda real: real
+        self.wrap_index: Callable[[SpaceIndex, Space], Any] = lambda real, space: real
         self.router: RouterService | None = None
         self.room = UNLIMITED
 
-    def collection(self, uuid: str) -> Any:
+    def collection(self, uuid: str) -> CollectionService:
         if uuid not in self.collections:
             self.collections[uuid] = wiring.open_collection(self.settings, self.root, uuid)
-        return self.wrap_collection(self.collections[uuid])
+        collection: CollectionService = self.wrap_collection(self.collections[uuid])
+        return collection
 
-    def index(self, uuid: str, space: Space) -> Any:
+    def index(self, uuid: str, space: Space) -> SpaceIndex:
         if space.id not in self.indexes:
             self.indexes[space.id] = wiring.open_index(
                 self.settings,
@@ -154,7 +159,8 @@ class FakeCluster:
                 room=self.room,
                 pace=Pace(poll_s=0.02, retry_s=0.05),
             )
-        return self.wrap_index(self.indexes[space.id], space)
+        index: SpaceIndex = self.wrap_index(self.indexes[space.id], space)
+        return index
 
     def _now_router(self) -> RouterService:
         assert self.router is not None
@@ -164,10 +170,12 @@ class FakeCluster:
         """The embedder of a space's documents."""
         return self.models[space.config.model]
 
-    def rebuild(self, collection: str, uuid: str, space: Space) -> Any:
-        return self.rebuilds.setdefault(space.id, FakeRebuild())
+    def rebuild(self, collection: str, uuid: str, space: Space) -> FakeRebuild:
+        if space.id not in self.rebuilds:
+            self.rebuilds[space.id] = self.new_rebuild()
+        return self.rebuilds[space.id]
 
-    async def find_rebuild(self, space_id: str) -> Any:
+    async def find_rebuild(self, space_id: str) -> FakeRebuild | None:
         return self.rebuilds.get(space_id)
 
     async def estimate(
@@ -199,21 +207,35 @@ class FakeCluster:
 class World:
     """A router, two gateways that poll it, and the actors behind them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, timings: RouterTimings = HURRIED, drain_s: float = 60.0) -> None:
+        self.folder, self.timings, self.drain_s = folder, timings, drain_s
         self.settings = Settings(
             data=folder / "data", cache=folder / "cache", lease_s=LEASE_S, grace_s=0.0, checkpoint_s=3_600
         )
         self.root = wiring.open_root(self.settings)
         self.cluster = FakeCluster(self.settings, self.root)
         self.tables: list[RouteTable] = []
+        self.drop_guard_s, self.later_s = 0.0, 0.0
         self._polling: list[asyncio.Task[None]] = []
         self.begin()
+
+    def now(self) -> float:
+        """The router's wall clock, which a test puts forward by `later_s`."""
+        return time.time() + self.later_s
 
     def begin(self) -> None:
         """A router and its gateways; the one before has ended after all its gateways."""
         self._claim = wiring.claim_root(self.root)
-        opened = wiring.open_router(self.settings, self.root, self._claim, self.cluster, drain_s=1.0)
+        settings = self.settings.model_copy(update={"drop_guard_s": self.drop_guard_s})
+        opened = wiring.open_router(
+            settings,
+            self.root,
+            self._claim,
+            self.cluster,
+            drain_s=self.drain_s,
+            timings=self.timings,
+            now=self.now,
+        )
         self.router, self.publisher = opened.service, opened.publisher
         self.cluster.router = self.router
         self.tables = [wiring.open_table(self.settings, name, self.router) for name in ("g1", "g2")]
@@ -244,8 +266,7 @@ class World:
 
     async def ingest(self, *texts: str) -> int:
         chunks = [ChunkInput(text, 0, text) for text in texts]
-        seq = (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
-        return int(seq)
+        return (await self.cluster.collection(self.route().uuid).ingest(chunks)).seq
 
     def route(self) -> CollectionRoute:
         """The route of `docs`, on which all gateways must agree."""
@@ -254,8 +275,7 @@ class World:
         return first
 
     def space(self, name: str) -> Space:
-        space: Space = self.route().spaces[name]
-        return space
+        return self.route().spaces[name]
 
     def folder_of(self, space: Space, uuid: str) -> Path:
         return self.folder / "data" / uuid / "spaces" / space.id
@@ -264,7 +284,7 @@ class World:
         """Wait until a space has all that was written; how many chunks it lacks after all."""
         for store in [service._store for service in self.cluster.collections.values()]:
             if space.id in store.state.spaces:
-                return int(await self.cluster.indexes[space.id].follow(store.seq, 60))
+                return await self.cluster.indexes[space.id].follow(store.seq, 60)
         return await self.cluster.indexes[space.id].follow(0, 60)
 
     async def found(self, text: str, name: str | None = None) -> list[str]:
@@ -278,23 +298,13 @@ class World:
 
 
 @asynccontextmanager
-async def hurried(folder: Path) -> AsyncIterator[World]:
-    """A service without collections; nothing in it waits for long."""
-    waits = {
-        "control.router.CATCH_UP_S": 0.3,
-        "control.reconciler.RECONCILE_S": 0.05,
-        "control.rebuilds.STOP_CHECK_S": 0.02,
-        "control.rebuilds.CANCEL_S": 0.1,
-        "control.transitions.ASK_AGAIN_S": 0.05,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in waits.items():
-            patch.setattr(f"compass.{name}", seconds)
-        made = World(folder)
-        try:
-            yield made
-        finally:
-            await made.close()
+async def hurried(folder: Path, drain_s: float = 60.0) -> AsyncIterator[World]:
+    """A service without collections; nothing in it waits for long, but a drop for queries, up to `drain_s`."""
+    made = World(folder, drain_s=drain_s)
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 def raises(error: Exception) -> Any:

@@ -245,10 +245,10 @@ def refused_in_all(probed: Probed, sampled: IntVector, lengths: IntVector) -> Sp
         least = int((lengths >= lengths[bad].min()).sum())
         most = int((lengths > (lengths[good].max() if len(good) else -1)).sum())
         return Span(least, (least + most) / 2, most)
-    asked = len(bad) + len(good)
-    low, high = _wilson(len(bad), asked)
+    answered = len(bad) + len(good)
+    low, high = _wilson(len(bad), answered)
     missing = len(lengths)
-    return Span(max(len(bad), low * missing), max(len(bad), len(bad) / asked * missing), high * missing)
+    return Span(max(len(bad), low * missing), max(len(bad), len(bad) / answered * missing), high * missing)
 
 
 def tokens_in_all(probed: Sequence[Probed], sampled: IntVector, lengths: IntVector) -> tuple[Span, TokensFrom] | None:
@@ -298,9 +298,9 @@ def _integral(x: float) -> float:
     return (1 + x) * math.log1p(x) - x
 
 
-def _wilson(hits: int, asked: int) -> tuple[float, float]:
+def _wilson(hits: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, 1927)."""
-    share, z2 = hits / asked, Z * Z
-    middle = (share + z2 / (2 * asked)) / (1 + z2 / asked)
-    half = Z * math.sqrt(share * (1 - share) / asked + z2 / (4 * asked * asked)) / (1 + z2 / asked)
+    share, z2 = hits / trials, Z * Z
+    middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials)) / (1 + z2 / trials)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -63,7 +63,12 @@ def forecast(
     tokens, tokens_from = counted if counted is not None else (None, None)
     time_s = times(work, docs_per_s, built)
     price = cost(terms, tokens, time_s["total"])
-    found = [*failures, *_faults(probed), *_refusals(probed, work, sampled, chunks, terms), *_over(terms, price)]
+    all_failures = [
+        *failures,
+        *_faults(probed),
+        *_refusals(probed, work, sampled, chunks, terms),
+        *_over(terms, price),
+    ]
     graph, rows = footprint.graph_memory, footprint.rows_memory
     return EstimateReport(
         chunks=ChunkCounts(
@@ -82,7 +87,7 @@ def forecast(
         memory_bytes=MemoryEstimate(graph, rows, graph + rows),
         cost=_rounded(price),
         budget=terms.budget,
-        failures=tuple(found),
+        failures=tuple(all_failures),
         rests_on=_rests_on(work, probed, built, tokens_from),
     )
 
@@ -160,14 +165,14 @@ def _disk(footprint: SpaceSize) -> DiskEstimate:
 def _rests_on(work: Work, probed: Sequence[Probed], built: Built | None, tokens_from: str | None) -> str:
     if not work.missing:
         return "nothing is missing"
-    said = [f"{sum(p.docs for p in probed):,} texts embedded of {work.missing:,} that are missing"]
+    clauses = [f"{sum(p.docs for p in probed):,} texts embedded of {work.missing:,} that are missing"]
     seconds = max((p.answers[-1].at_s for p in probed if p.answers), default=0.0)
-    said.append(f"in {seconds:.1f} s")
+    clauses.append(f"in {seconds:.1f} s")
     if built is not None:
-        said.append(f"; building: a graph of {built.last:,} rows of these vectors, scaled with its logarithm")
+        clauses.append(f"; building: a graph of {built.last:,} rows of these vectors, scaled with its logarithm")
     if tokens_from == "characters":
-        said.append("; tokens: guessed, four characters each, for not every server counts them")
-    return " ".join(said).replace(" ;", ";")
+        clauses.append("; tokens: guessed, four characters each, for not every server counts them")
+    return " ".join(clauses).replace(" ;", ";")
 
 
 def _rounded(span: Span | None) -> Span | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from compass.domain.rebuild.estimate import Span, TokensFrom
 from compass.domain.rebuild.status import QuarantinedChunk
+
+FingerprintFields = dict[str, str | int | bool]  # see `Fingerprint.to_json`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ class Failure:
     endpoint: str | None = None
     count: Span | None = None
     chunks: tuple[QuarantinedChunk, ...] | None = None
-    recorded: dict[str, Any] | None = None
-    found: dict[str, Any] | None = None
+    recorded: FingerprintFields | None = None
+    found: FingerprintFields | None = None
     needed_bytes: int | None = None
     free_bytes: int | None = None
     node: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from compass.domain.embedding.endpoint_stats import EndpointStats
@@ -67,6 +67,20 @@ class RunRecord:
             return f"nothing has landed for {self.stalled_s:.0f} s: look at the endpoints"
         return self.error
 
+    def ended(self, state: RunState, at: float, error: str | None = None, *, mixed_models: bool = False) -> RunRecord:
+        """The record of the same run once it has ended `at`: Unix time, seconds."""
+        return replace(
+            self,
+            state=state,
+            ended_at=at,
+            error=error,
+            mixed_models=mixed_models,
+            docs_per_s=0.0,
+            eta_s=0.0 if state == "done" else None,
+            stalled_s=None,
+            waiting=None,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the fields of the order beside those of the run."""
         run = {_STORED.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name != "order"}
@@ -93,7 +107,7 @@ class RunRecord:
 
 
 def check_quarantine(refused: int, allowed: int) -> None:
-    """Return if a run may end well with so many refused chunks.
+    """Check that a run may end well with so many refused chunks.
 
     Raises:
         SpaceQuarantinedError: they are more than the order allows.

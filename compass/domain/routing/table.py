@@ -43,13 +43,24 @@ class CollectionRoute:
         Raises:
             NotFoundError: there is none of this name.
         """
-        wanted = self.default if name is None else name
-        if wanted not in self.spaces:
-            there = ", ".join(repr(n) for n in self.spaces) or "none"
+        space_name = self.default if name is None else name
+        if space_name not in self.spaces:
+            names = ", ".join(repr(n) for n in self.spaces) or "none"
             raise NotFoundError(
-                f"collection {self.name!r} has no vector space {wanted!r}; it has {there}", {"space": wanted}
+                f"collection {self.name!r} has no vector space {space_name!r}; it has {names}", {"space": space_name}
             )
-        return self.spaces[wanted]
+        return self.spaces[space_name]
+
+    def space_by_id(self, space_id: str) -> Space:
+        """The space of this id.
+
+        Raises:
+            NotFoundError: there is none any more.
+        """
+        for space in self.spaces.values():
+            if space.id == space_id:
+                return space
+        raise NotFoundError(f"vector space {space_id!r} is not there any more", {"space_id": space_id})
 
     def active_space(self, name: str | None) -> Space:
         """The space of this name, if it may answer.
@@ -93,6 +104,10 @@ class RoutingTable:
         """The next version, with this collection's route put in or replaced."""
         routes = {**self.collections, route.name: route}
         return replace(self, version=self.version + 1, collections=routes)
+
+    def with_state(self, state: CollectionState) -> RoutingTable:
+        """The next version, with the route that a committed state prescribes."""
+        return self.with_route(CollectionRoute.of(state))
 
     def without(self, collection: str) -> RoutingTable:
         """The next version, without this collection."""

@@ -120,27 +120,36 @@ async def test_an_estimate_tells_of_another_model(world: World) -> None:
     assert (await world.router.estimate_rebuild("docs", "new", restart)).failures == ()
 
 
-async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_that_is_about_to_begin_is_not_taken_for_an_ended_one(world: World) -> None:
     """Who ends the processes of ended runs waits until a starting one runs."""
-    monkeypatch.setattr("compass.control.rebuilds.STOP_CHECK_S", 0.15)  # it looks while the second one starts
     await world.create()
     await world.router.add_space("docs", "new", NEW)
-    await world.router.start_rebuild("docs", "new", RebuildOrder())
-    space_id = world.space("new").id
-    await asyncio.sleep(0.05)
-    world.cluster.rebuilds[space_id].runs = False
-    slow = FakeRebuild()
+    space_id, starting, go_on = world.space("new").id, asyncio.Event(), asyncio.Event()
+    looks: list[bool] = []
 
-    async def start(job: dict[str, Any]) -> None:
-        await asyncio.sleep(0.3)
-        slow.runs = True
+    class SlowRebuild(FakeRebuild):
+        """It does not run before a test lets it."""
 
-    slow.start = start  # type: ignore[method-assign]
-    world.cluster.rebuild = lambda *_: world.cluster.rebuilds.setdefault(space_id, slow)  # type: ignore[method-assign]
+        async def start(self, order: RebuildOrder) -> None:
+            starting.set()
+            await go_on.wait()
+            await super().start(order)
+
+        async def running(self) -> bool:
+            looks.append(self.runs)
+            return self.runs
+
     await world.router.start_rebuild("docs", "new", RebuildOrder())
-    await asyncio.sleep(0.1)
+    ended, slow = world.cluster.rebuilds[space_id], SlowRebuild()
+    world.cluster.new_rebuild = lambda: slow
+    ended.runs = False
+    order = asyncio.create_task(world.router.start_rebuild("docs", "new", RebuildOrder()))
+    await asyncio.wait_for(starting.wait(), 30)  # from here on a process is there whose run has not begun
+    await asyncio.sleep(5 * world.timings.stop_check_s)
+    go_on.set()
+    await order
+    await until(lambda: looks)
+    assert all(looks)
     assert world.cluster.rebuilds.get(space_id) is slow
 
 

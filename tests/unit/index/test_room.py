@@ -210,7 +210,7 @@ def _run(world: World, model: Model) -> RebuildRun:
         router=world.router,
         vectors=vectors,
         objects=objects,
-        open_stage=lambda job, attempt: EmbedStage(objects, vectors, model, attempt),  # type: ignore[arg-type]
+        open_stage=lambda job, attempt: EmbedStage(objects, vectors, model, attempt),
     )
 
 
@@ -225,9 +225,6 @@ async def test_a_rebuild_that_meets_a_full_node_fails_and_goes_on_later(world: W
             sent.extend(texts)
             full.free_bytes = left[0]  # somebody else takes it
             return await super().embed(texts)
-
-        def endpoints(self) -> list[dict[str, Any]]:
-            return []
 
     await world.router.start_rebuild("docs", "wide", RebuildOrder(("http://b",)))
     run = _run(world, Counting("b"))

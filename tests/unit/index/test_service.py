@@ -125,7 +125,8 @@ async def test_the_endpoint_may_move(world: FollowedSpace) -> None:
     """`configure` takes a new endpoint for what is embedded from then on, and closes the old embedder."""
     index = world.begin()
     await index.follow(world.ingest("one"), LEVEL_S)
-    state = world.store.change(SetSpace("s-1", config={"embed_endpoint": "http://moved"}))
+    moved = world.store.state.by_id("s-1").with_config(embed_endpoint="http://moved").config
+    state = world.store.change(SetSpace("s-1", config=moved))
     await index.configure(state.by_id("s-1"))
     assert await index.follow(world.ingest("two", file_id="g"), LEVEL_S) == 0
     assert [space.config.embed_endpoint for space in world.opened] == ["http://m", "http://moved"]

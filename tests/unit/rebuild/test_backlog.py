@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from compass.errors import UnavailableError
-from compass.rebuild import backlog as module
-from compass.rebuild.backlog import Backlog
-from compass.rebuild.stage import Filled
+from compass.rebuild.backlog import AT_ONCE, Backlog
+from compass.rebuild.stage import StageResult
 
 
 class SlowIndex:
@@ -30,30 +29,30 @@ class SlowIndex:
 
 async def test_landing_does_not_wait_for_the_index() -> None:
     """While the index is busy files queue up; then each is handed over once, in order, never two calls at once."""
-    index, counts = SlowIndex(), []
-    backlog = Backlog(index.load_files, counts.append, [Filled("old", 0)])
+    index = SlowIndex()
+    counts: list[int] = []
+    backlog = Backlog(index.load_files, counts.append, [StageResult("old", 0)])
     for i in range(10):
-        await asyncio.wait_for(backlog.put(Filled(f"k{i}", 2)), 1)
+        await asyncio.wait_for(backlog.put(StageResult(f"k{i}", 2)), 60)
     index.gate.set()
     await backlog.drain()
     assert [key for call in index.calls for key in call] == ["old", *(f"k{i}" for i in range(10))]
-    assert max(map(len, index.calls)) <= module.AT_ONCE
+    assert max(map(len, index.calls)) <= AT_ONCE
     assert index.most == 1
     assert sum(counts) == 20
 
 
-async def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_queue_is_bounded() -> None:
     """When too many files wait, landing waits too."""
-    monkeypatch.setattr(module, "LIMIT", 3)
     index = SlowIndex()
-    backlog = Backlog(index.load_files, lambda count: None)
+    backlog = Backlog(index.load_files, lambda count: None, limit=3)
     for i in range(3):
-        await asyncio.wait_for(backlog.put(Filled(f"k{i}", 1)), 1)
-    blocked = asyncio.create_task(backlog.put(Filled("k3", 1)))
+        await asyncio.wait_for(backlog.put(StageResult(f"k{i}", 1)), 60)
+    blocked = asyncio.create_task(backlog.put(StageResult("k3", 1)))
     await asyncio.sleep(0.02)
     assert not blocked.done()
     index.gate.set()
-    await asyncio.wait_for(blocked, 1)
+    await asyncio.wait_for(blocked, 60)
     await backlog.drain()
 
 
@@ -64,6 +63,6 @@ async def test_a_refusal_of_the_index_reaches_the_run() -> None:
         raise UnavailableError("the index is gone")
 
     backlog = Backlog(load_files, lambda count: None)
-    await backlog.put(Filled("k", 1))
+    await backlog.put(StageResult("k", 1))
     with pytest.raises(UnavailableError):
         await backlog.drain()

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import numpy as np
 import pytest
+from rebuild_world import MakeOrder
 
+from compass.domain.rebuild.order import RebuildOrder
 from compass.errors import EndpointAnswerError, EndpointUnavailableError, UnavailableError
 from compass.rebuild import pipeline
 from compass.rebuild.pipeline import RemoteStage, run_inline, stream
 from compass.rebuild.plan import Descriptor
-from compass.rebuild.stage import Filled
+from compass.rebuild.stage import StageResult
 from compass.storage.snapshot.parts import PartRef
 
 
 class ScriptedStage:
-    """A stage that answers by the number of rows: 13 is an error, and notes what happens to it."""
+    """A stage that answers by the number of rows: 13 is an error; 40 or more wait until a test lets them go on."""
 
     def __init__(self) -> None:
+        self.go_on = asyncio.Event()
         self.closed, self.at_once, self.most = 0, 0, 0
         self.cancelled: list[int] = []
 
-    async def fill(self, descriptor: Descriptor) -> Filled:
+    async def fill(self, descriptor: Descriptor) -> StageResult:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            await asyncio.sleep(0.002 * descriptor.count)
+            await (self.go_on.wait() if descriptor.count >= 40 else asyncio.sleep(0))
             if descriptor.count == 13:
                 raise EndpointAnswerError("sent NaN", {"endpoint": "http://e"})
-            return Filled(f"key-{descriptor.count}", descriptor.count)
+            return StageResult(f"key-{descriptor.count}", descriptor.count)
         except asyncio.CancelledError:
             self.cancelled.append(descriptor.count)
             raise
@@ -46,21 +50,25 @@ def descriptors(*counts: int) -> list[Descriptor]:
     return [Descriptor(PartRef("p", None, 100), np.arange(count, dtype=np.int32)) for count in counts]
 
 
-async def test_inline_yields_each_as_it_lands(job: Any) -> None:
+async def test_inline_yields_each_as_it_lands(order: MakeOrder) -> None:
     """A quick descriptor is not held up by a slow one, a few run at once, and the stage is closed at the end."""
     stage = ScriptedStage()
-    landed = [f.count async for f in run_inline(descriptors(40, 1, 2, 3, 4), lambda *_: stage, job(), "a")]
-    assert sorted(landed) == [1, 2, 3, 4, 40]
+    landed: list[int] = []
+    async for result in run_inline(descriptors(40, 1, 2, 3, 4), lambda *_: stage, order(), "a"):
+        landed.append(result.count)
+        if sorted(landed) == [1, 2, 3, 4]:
+            stage.go_on.set()
     assert landed[-1] == 40
+    assert len(landed) == 5
     assert stage.most == pipeline.AT_ONCE
     assert stage.closed == 1
 
 
-async def test_inline_raises_what_the_stage_raised(job: Any) -> None:
+async def test_inline_raises_what_the_stage_raised(order: MakeOrder) -> None:
     """The first error ends the stream, the other descriptors stop, and the stage is closed."""
     stage = ScriptedStage()
     with pytest.raises(EndpointAnswerError, match="sent NaN"):
-        async for _ in run_inline(descriptors(60, 13, 61), lambda *_: stage, job(), "a"):
+        async for _ in run_inline(descriptors(60, 13, 61), lambda *_: stage, order(), "a"):
             pass
     assert sorted(stage.cancelled) == [60, 61]
     assert stage.closed == 1
@@ -71,7 +79,7 @@ def as_named(name: str) -> Any:
 
     async def stream(descriptors: Any, *order: Any) -> Any:
         for descriptor in descriptors:
-            yield Filled(name, descriptor.count)
+            yield StageResult(name, descriptor.count)
 
     return stream
 
@@ -86,45 +94,51 @@ def as_named(name: str) -> Any:
         (5, {"concurrency": 1}, {"here": [2, 3, 4]}),
     ],
 )
-async def test_the_head_of_a_job_is_filled_here(
-    job: Any, monkeypatch: pytest.MonkeyPatch, local_rows: int, limits: Any, expected: Any
+async def test_the_head_of_a_rebuild_is_filled_here(
+    order: MakeOrder, monkeypatch: pytest.MonkeyPatch, local_rows: int, limits: Any, expected: Any
 ) -> None:
-    """Ray Data has what is beyond it, but nothing of a job that counts its texts or requests."""
+    """Ray Data has what is beyond it, but nothing of a order that counts its texts or requests."""
     monkeypatch.setattr(pipeline, "run_inline", as_named("here"))
     monkeypatch.setattr(pipeline, "run_ray_data", as_named("ray"))
-    found: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
     spread = {"actors": 2, "local_rows": local_rows}
-    async for filled in stream(descriptors(2, 3, 4), ScriptedStage, job(**limits), "a", **spread):
-        found.setdefault(filled.key, []).append(filled.count)
-    assert found == expected
+    async for result in stream(descriptors(2, 3, 4), lambda *_: ScriptedStage(), order(**limits), "a", **spread):
+        counts.setdefault(str(result.key), []).append(result.count)
+    assert counts == expected
 
 
-async def test_an_error_of_one_stream_ends_the_other(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_of_one_stream_ends_the_other(order: MakeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Ray Data raises is raised here, and the stage of this process is closed."""
     stage = ScriptedStage()
 
-    async def dies(*order: Any) -> Any:
-        raise UnavailableError("the cluster is gone")
-        yield
+    async def dies(*order: Any) -> AsyncGenerator[StageResult, None]:
+        for _ in range(1):
+            raise UnavailableError("the cluster is gone")
+        yield StageResult(None, 0)
 
     monkeypatch.setattr(pipeline, "run_ray_data", dies)
     with pytest.raises(UnavailableError, match="gone"):
-        async for _ in stream(descriptors(60, 61), lambda *_: stage, job(), "a", actors=2, local_rows=60):
+        async for _ in stream(descriptors(60, 61), lambda *_: stage, order(), "a", actors=2, local_rows=60):
             pass
     assert (stage.closed, stage.at_once) == (1, 0)
 
 
-def test_a_remote_stage_answers_errors_as_values(job: Any) -> None:
+def test_a_remote_stage_answers_errors_as_values(order: MakeOrder) -> None:
     """In an actor an error travels as it was, fields included, and the stage works on afterwards."""
     stage = ScriptedStage()
     opened: list[Any] = []
-    remote = RemoteStage(lambda *order: (opened.append(order), stage)[1], job(), "a")
+
+    def open_stage(order: RebuildOrder, attempt: str) -> ScriptedStage:
+        opened.append((order, attempt))
+        return stage
+
+    remote = RemoteStage(open_stage, order(), "a")
     batch = {"descriptor": [pickle.dumps(d) for d in descriptors(3, 13, 4)]}
     first, error, last = [pickle.loads(r) for r in remote(batch)["result"]]
-    assert (first, last) == (Filled("key-3", 3), Filled("key-4", 4))
+    assert (first, last) == (StageResult("key-3", 3), StageResult("key-4", 4))
     assert type(error) is EndpointAnswerError
     assert error.args == ("sent NaN", {"endpoint": "http://e"})
-    assert opened == [(job(), "a")]
+    assert opened == [(order(), "a")]
     del remote
     assert stage.closed == 1
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rebuild_world import World
 
 from compass.domain.chunk import has_text
 from compass.rebuild.plan import MOST_ROWS, PartRows, plan, read_plan
@@ -25,7 +25,9 @@ def rows_of(vids: list[int], blank: set[int]) -> PartRows:
 
 
 @given(VIDS, VIDS, VIDS, VIDS, st.integers(0, 60))
-def test_plans_what_is_live_has_text_and_no_vector(live, blank, have, skip, cut):
+def test_plans_what_is_live_has_text_and_no_vector(
+    live: set[int], blank: set[int], have: set[int], skip: set[int], cut: int
+) -> None:
     """The rows of all descriptors are the missing ones, each once, and the counts add up to what is live."""
     halves = [sorted(v for v in live if v < cut), sorted((v for v in live if v >= cut), reverse=True)]
     parts = [rows_of(half, blank) for half in halves]
@@ -39,7 +41,7 @@ def test_plans_what_is_live_has_text_and_no_vector(live, blank, have, skip, cut)
     assert found.newest == max(live, default=-1)
 
 
-async def test_reads_a_snapshot_as_the_stage_will(world: Any) -> None:
+async def test_reads_a_snapshot_as_the_stage_will(world: World) -> None:
     """Offsets count the rows that the mask leaves, so that a stage finds the very chunks that were planned."""
     texts = ["one", "", "  \n\x1c", "\u3000", "zwölf", "日本語", "seven"]
     world.ingest(texts)
@@ -60,8 +62,8 @@ async def test_reads_a_snapshot_as_the_stage_will(world: Any) -> None:
     ("missing", "largest", "pieces"),
     [(511, 511, 1), (1_025, 512, 3), (32_000, 1_000, 32), (100_000, MOST_ROWS, 49)],
 )
-def test_pieces_suit_the_size_of_the_job(missing: int, largest: int, pieces: int) -> None:
-    """A small job is cut finer, so that its progress moves; no descriptor is of more than 2,048 rows or 10 kB."""
+def test_pieces_suit_the_size_of_the_rebuild(missing: int, largest: int, pieces: int) -> None:
+    """A small rebuild is cut finer, so that its progress moves; no descriptor is of more than 2,048 rows or 10 kB."""
     found = plan([rows_of(list(range(missing)), set())], NONE, NONE)
     assert max(d.count for d in found.descriptors) == largest
     assert len(found.descriptors) == pieces

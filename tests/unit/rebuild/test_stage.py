@@ -7,30 +7,35 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rebuild_world import World
 from records import run_record
+from waiting import until
 
 from compass.domain.chunk import ChunkInput
+from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.rebuild.run_record import RunRecord
 from compass.domain.space import SpaceConfig
 from compass.errors import EndpointRefusedError, EndpointUnavailableError
-from compass.rebuild.plan import read_plan
-from compass.rebuild.stage import EmbedStage, StaleRunError
+from compass.rebuild.plan import Descriptor, read_plan
+from compass.rebuild.run_store import StaleRunError
+from compass.rebuild.stage import EmbedStage
 
 NONE = np.empty(0, np.int64)
 RUNNING = run_record("ours")
 
 
-def descriptor_of(world: Any) -> Any:
+def descriptor_of(world: World) -> Descriptor:
     (descriptor,) = read_plan(world.objects, world.store.checkpoint(), NONE, NONE).descriptors
     return descriptor
 
 
-async def test_fills_a_descriptor(world: Any) -> None:
+async def test_fills_a_descriptor(world: World) -> None:
     """Every row of the descriptor has its vector in the file, under its vid, as the model gave it."""
     world.ingest(["one", "", "three", "four"])
     world.vectors.write_run(RUNNING)
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     filled = await stage.fill(descriptor_of(world))
+    assert filled.key is not None
     vids, rows = world.vectors.read(filled.key)
     texts = world.store.view.texts(vids)
     assert filled.count == 3
@@ -39,7 +44,7 @@ async def test_fills_a_descriptor(world: Any) -> None:
     assert world.vectors.run_of(filled.key) == "ours"
 
 
-async def test_a_descriptor_that_is_durable_is_not_embedded_again(world: Any) -> None:
+async def test_a_descriptor_that_is_durable_is_not_embedded_again(world: World) -> None:
     """A stage that died before it could say so has done the work: its successor finds the file."""
     world.ingest(["one", "two"])
     world.vectors.write_run(RUNNING)
@@ -54,7 +59,7 @@ async def test_a_descriptor_that_is_durable_is_not_embedded_again(world: Any) ->
 @pytest.mark.parametrize(
     "record", [run_record("another"), run_record("another", "done"), run_record("ours", "cancelled")]
 )
-async def test_a_stale_attempt_appends_nothing(world: Any, record: RunRecord) -> None:
+async def test_a_stale_attempt_appends_nothing(world: World, record: RunRecord) -> None:
     """A stage whose run was replaced or cancelled while it embedded leaves no file."""
     world.ingest(["one"])
     world.vectors.write_run(RUNNING)
@@ -69,7 +74,7 @@ async def test_a_stale_attempt_appends_nothing(world: Any, record: RunRecord) ->
     assert world.vectors.files() == []
 
 
-async def test_a_refused_text_is_quarantined_and_the_rest_lands(world: Any) -> None:
+async def test_a_refused_text_is_quarantined_and_the_rest_lands(world: World) -> None:
     """The stage finds the text by halving; its reason is stored, the others have their vectors."""
     world.ingest(["one", "POISON", "three", "four"])
     world.vectors.write_run(RUNNING)
@@ -88,7 +93,7 @@ async def test_a_refused_text_is_quarantined_and_the_rest_lands(world: Any) -> N
     assert world.vectors.have().tolist() == [vid for vid in world.embeddable() if vid != poison[0]]
 
 
-async def test_where_every_text_is_refused_there_is_no_file(world: Any) -> None:
+async def test_where_every_text_is_refused_there_is_no_file(world: World) -> None:
     """A descriptor of nothing but poison lands as a quarantine alone."""
     world.ingest(["POISON a", "POISON b"])
     world.vectors.write_run(RUNNING)
@@ -103,7 +108,7 @@ async def test_where_every_text_is_refused_there_is_no_file(world: Any) -> None:
     assert world.vectors.files() == []
 
 
-async def test_an_endpoints_error_is_raised_and_nothing_is_stored(world: Any, error_once: Any) -> None:
+async def test_an_endpoints_error_is_raised_and_nothing_is_stored(world: World, error_once: Any) -> None:
     """What no text is to blame for reaches the run as it was, and no file of the descriptor is there."""
     world.ingest(["one", "two"])
     world.vectors.write_run(RUNNING)
@@ -115,48 +120,46 @@ async def test_an_endpoints_error_is_raised_and_nothing_is_stored(world: Any, er
     assert world.vectors.quarantined() == {}
 
 
-async def test_a_stage_tells_how_its_endpoints_do_while_nothing_lands(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each second, with its attempt and its name."""
-    monkeypatch.setattr("compass.rebuild.stage.CHECK_S", 0.01)
+async def test_a_stage_tells_how_its_endpoints_do_while_nothing_lands(world: World) -> None:
+    """Again and again, with its attempt and its name."""
     world.ingest(["one"])
     world.vectors.write_run(RUNNING)
     world.embedder.open_gate.clear()
-    world.embedder.endpoints = lambda: [{"url": "u", "state": "down"}]
-    told: list[Any] = []
-    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", report=lambda *said: told.append(said))
+    world.embedder.stats = [EndpointStats("u", "down")]
+    reports: list[tuple[str, str, tuple[EndpointStats, ...]]] = []
+
+    def report(attempt: str, stage: str, endpoints: tuple[EndpointStats, ...]) -> None:
+        reports.append((attempt, stage, endpoints))
+
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", report=report, check_s=0.01)
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
-    await world.embedder.waiting.wait()
-    await asyncio.sleep(0.1)
+    await until(lambda: len(reports) > 1)
     world.embedder.open_gate.set()
     await filling
-    assert len(told) > 1
-    assert set(map(repr, told)) == {repr(("ours", stage.name, ({"url": "u", "state": "down"},)))}
+    assert set(reports) == {("ours", stage.name, (EndpointStats("u", "down"),))}
 
 
-async def test_a_cancelled_run_leaves_the_endpoint_alone(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_run_leaves_the_endpoint_alone(world: World) -> None:
     """A stage notices that its run has ended while the endpoint is slow, and does not wait for it."""
-    monkeypatch.setattr("compass.rebuild.stage.CHECK_S", 0.01)
     world.ingest(["one"])
     world.vectors.write_run(RUNNING)
     world.embedder.open_gate.clear()
-    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
+    stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours", check_s=0.01)
     filling = asyncio.create_task(stage.fill(descriptor_of(world)))
     await world.embedder.waiting.wait()
     world.vectors.write_run(run_record("ours", "cancelled"))
     with pytest.raises(StaleRunError):
-        await asyncio.wait_for(filling, 5)
+        await asyncio.wait_for(filling, 60)
 
 
-async def test_closing_closes_the_embedder(world: Any) -> None:
+async def test_closing_closes_the_embedder(world: World) -> None:
     """No connection outlives its stage."""
     stage = EmbedStage(world.objects, world.vectors, world.embedder, "ours")
     await stage.close()
     assert world.embedder.closed == 1
 
 
-async def test_what_the_template_says_is_embedded(world: Any) -> None:
+async def test_what_the_template_says_is_embedded(world: World) -> None:
     """Metadata and built-in fields as the space's template has them, the document's prompt before all."""
     chunks = [
         ChunkInput("a.md", 0, "first", {"title": "One", "tags": ["x", "y"]}),

@@ -1,7 +1,5 @@
 """The progress of a rebuild never falls and is 1.0 exactly at the activation."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -17,7 +15,7 @@ LOOKS = st.fixed_dictionaries({"total": COUNTS, "embedded": COUNTS, "failed": CO
 
 
 @given(st.lists(st.one_of(LOOKS, COUNTS)))
-def test_never_falls_and_is_never_done_before_the_activation(steps: list[dict[str, int] | int]) -> None:
+def test_never_falls_and_is_never_done_before_the_activation(steps: list[int | dict[str, int]]) -> None:
     """Whatever is counted, the fraction only rises, and stays below 1.0 until the space is active."""
     progress, shown = Progress(), [0.0]
     for now_s, step in enumerate(steps):

@@ -67,18 +67,6 @@ class Play:
         self.waiting: dict[int, str] = {}
         self.heard: dict[str, Directive] = {}
 
-    def fences(self, gateway: str) -> tuple[Fence, ...]:
-        """The fences of the last directive that a gateway has heard."""
-        return self.heard[gateway].fences
-
-    def table(self, gateway: str) -> RoutingTable | None:
-        """The table of that directive; None where it brought no new one."""
-        return self.heard[gateway].table
-
-    def fences_of_router(self) -> tuple[Fence, ...]:
-        """The fences that stand now, whoever has heard of them."""
-        return self.core.fences
-
     def do(self, make: Callable[[float], Event]) -> list[Instruction]:
         """Hand in an event of now; what is to be done besides answering."""
         rest: list[Instruction] = []
@@ -102,6 +90,19 @@ class Play:
             self.poll(gateway)
             self.poll(gateway)
 
+    def fences(self) -> tuple[Fence, ...]:
+        """The fences in force."""
+        return self.core.fences
+
+    def default_of(self, gateway: str) -> str | None:
+        """The default in the table that a gateway has heard last; None: there was no table."""
+        table = self.heard[gateway].table
+        return None if table is None else table.route("c").default
+
+    def fences_of(self, gateway: str) -> tuple[Fence, ...]:
+        """Those that a gateway has heard of."""
+        return self.heard[gateway].fences
+
     def begin(self, op: int = 1, scope: Scope = DEFAULT) -> list[Instruction]:
         return self.do(lambda now: Begin(op, scope, now))
 
@@ -121,15 +122,13 @@ def test_healthy_swap_takes_two_round_trips() -> None:
     play = Play()
     play.join("g", "h")
     assert play.begin() == []
-    assert play.fences("g") == play.fences("h") == (Fence(2, DEFAULT),)
-    assert play.table("g") is None
+    assert play.fences_of("g") == play.fences_of("h") == (Fence(2, DEFAULT),)
+    assert play.default_of("g") is None
     assert play.poll("g") == []
     assert play.poll("h") == [RunCommit(1)]
     assert play.committed() == []
-    assert play.fences("g") == ()
-    table = play.table("g")
-    assert table is not None
-    assert table.route("c").default == "new"
+    assert play.fences_of("g") == ()
+    assert play.default_of("g") == "new"
     assert play.poll("g") == []
     assert play.poll("h") == [Finished(1)]
 
@@ -143,7 +142,7 @@ def test_poll_without_news_waits_a_quarter_of_a_lease() -> None:
     play.pass_time(LEASE_S / 4 - 0.1)
     assert play.heard == {}
     play.pass_time(0.1)
-    assert play.table("g") is None
+    assert play.heard["g"].table is None
     assert play.heard["g"].stamp == play.core.stamp
 
 
@@ -192,14 +191,14 @@ def test_queries_are_not_held_while_a_silent_gateways_lease_runs_out() -> None:
     play.poll("g")
     play.poll("g")
     play.pass_time(PATIENCE_S)
-    assert play.fences("g") == ()
+    assert play.fences_of("g") == ()
     for _ in range(4):
         play.poll("g")
         assert play.pass_time(1.6) == []
-        assert play.fences("g") == ()
+        assert play.fences_of("g") == ()
     play.poll("g")
     play.pass_time(1.6)
-    assert [fence.scope for fence in play.fences("g")] == [DEFAULT]
+    assert [fence.scope for fence in play.fences_of("g")] == [DEFAULT]
     assert play.poll("g") == [RunCommit(1)]
 
 
@@ -225,9 +224,9 @@ def test_last_attempt_keeps_the_fence_up() -> None:
     for _ in range(ATTEMPTS - 1):
         play.pass_time(PATIENCE_S)  # both slow
         play.join("g", "h")
-    assert play.fences_of_router()
+    assert play.fences()
     play.pass_time(PATIENCE_S)
-    assert play.fences_of_router()
+    assert play.fences()
     play.poll("g")
     assert play.poll("h") == [RunCommit(1)]
 
@@ -251,8 +250,8 @@ def test_failed_commit_lifts_the_fence() -> None:
     play.poll("g")
     before = play.heard["g"].stamp
     assert play.do(lambda now: CommitFailed(1, now)) == []
-    assert play.fences("g") == ()
-    assert play.table("g") is None
+    assert play.fences_of("g") == ()
+    assert play.heard["g"].table is None
     assert play.heard["g"].stamp > before
 
 
@@ -265,7 +264,7 @@ def test_transitions_of_one_collection_follow_each_other() -> None:
     assert play.poll("g") == [RunCommit(1)]
     play.committed(1)
     assert play.poll("g") == [Finished(1)]
-    assert play.fences_of_router() == play.fences("g")
+    assert play.fences() == play.fences_of("g")
     assert play.poll("g") == [RunCommit(2)]
 
 
@@ -276,7 +275,7 @@ def test_transitions_of_several_collections_go_side_by_side() -> None:
     play.begin(1)
     play.begin(2, Scope("d", default=True))
     assert play.poll("g") == [RunCommit(1)]
-    assert {fence.scope.collection for fence in play.fences("g")} == {"c", "d"}
+    assert {fence.scope.collection for fence in play.fences_of("g")} == {"c", "d"}
     assert play.poll("g") == [RunCommit(2)]
     play.committed(2, "d")
     play.committed(1, "c")
@@ -288,7 +287,7 @@ def test_empty_scope_is_published_and_awaited_without_a_fence() -> None:
     play = Play()
     play.join("g")
     assert play.begin(scope=Scope("c")) == [RunCommit(1)]
-    assert play.fences_of_router() == ()
+    assert play.fences() == ()
     assert play.committed() == []
     assert play.poll("g") == [Finished(1)]
 
@@ -363,15 +362,15 @@ def test_successor_waits_for_the_leases_that_it_does_not_know() -> None:
     play.join("g")
     assert play.heard["g"].table is not None, "it publishes at once"
     assert play.begin() == []
-    assert play.fences_of_router() == ()
+    assert play.fences() == ()
     assert play.core.next_tick(7.9) == LEASE_S
     play.pass_time(2.0)
     play.poll("g")
     play.pass_time(5.9)
-    assert play.fences_of_router() == ()
+    assert play.fences() == ()
     play.poll("g")
     play.pass_time(0.1)
-    assert play.fences_of_router()
+    assert play.fences()
     assert play.poll("g") == [RunCommit(1)]
 
 
