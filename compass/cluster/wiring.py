@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
 from compass.clock import boot_clock
 from compass.cluster import ports
-from compass.control.ports import Cluster, RebuildPort
+from compass.control.ports import Cluster
 from compass.control.publisher import Publisher
 from compass.control.router import RouterService
 from compass.control.timings import RouterTimings, WallClock
@@ -254,10 +253,3 @@ def _embedders(settings: Settings, kind: Kind, retry_s: float) -> Embedders:
         return CheckedEmbedder(opened, space)
 
     return embedder
-
-
-if TYPE_CHECKING:  # what is opened here fits the ports of all who call it
-    _collection: type[ports.Collection] = CollectionService
-    _index: type[ports.SpaceIndex] = SpaceIndex
-    _router: type[ports.Router] = RouterService
-    _rebuild: type[RebuildPort] = RebuildRun
