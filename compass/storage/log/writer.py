@@ -89,7 +89,8 @@ class CollectionStore:
         self._compacting = threading.Lock()
         self._doubtful: set[str] = set()
         self._stopped: CompassError | None = None
-        self._hold_view(lock_wait_s)
+        with answering(f"opening {uuid}"):
+            self._hold_view(lock_wait_s)
         self._collected_seq = 0
         self._sweep_at: float | None = time.monotonic() + grace_s
         self._bytes_before = 0
@@ -276,13 +277,17 @@ class CollectionStore:
     def _settle(self) -> None:
         """Apply what a commit of ours, whose fate was unknown, has left in the log.
 
+        Not before it is durable: whatever is answered from then on rests on it, also where it needs no commit.
+
         Raises:
             TakenOverError: the log holds a commit that is not ours, and this writer is done for good.
+            OSError: it may not last.
         """
         while (record := self._log.read(self._tip.seq + 1)) is not None:
             if record.nonce not in self._doubtful:
                 self._stop(self._taken_over(record))
                 raise self._stopped  # type: ignore[misc]  # just set
+            self._log.ensure_durable(self._tip.seq + 1)
             self._tip = self._applier.apply(self._tip, record, last=True)
             self.state = checkpoints.state_of(self._tip)
 
