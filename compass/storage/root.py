@@ -87,7 +87,7 @@ class Root:
         """
         with self._changing, answering(f"creating collection {name!r}"):
             self._finish_delete(name)
-            if self._uuid(name) is not None:
+            if self._uuid(name) is not None and self.objects.ensure_durable(_name_key(name)):
                 raise _exists(name)
             uuid = uuids.uuid4().hex
             by_id = {space.id: space for space in spaces}

@@ -1,0 +1,271 @@
+"""Whatever call of the disk fails, and then the power: what was acknowledged is there, and no half collection."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crashing_disk import CrashingDisk, Fault, Unsynced
+
+from compass.domain.chunk import ChunkInput, FloatVector
+from compass.domain.collection import AddSpace, DropSpace, SwapDefault
+from compass.domain.filters import Equals, Filter
+from compass.domain.space import Space, SpaceConfig
+from compass.errors import ConflictError, NotFoundError, TakenOverError, UnavailableError
+from compass.storage.log.writer import CollectionStore
+from compass.storage.objects import LocalObjects
+from compass.storage.root import Root
+from compass.storage.spaces.vectors import SpaceVectors
+
+DIMS = 3
+WRITING = frozenset({"fsync", "link", "replace", "write", "open", "mkdir", "unlink", "rmdir"})
+ALL = WRITING | {"open to read", "scandir", "stat"}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a collection holds: texts by chunk_index, as pairs, its spaces and its default."""
+
+    texts: frozenset[tuple[int, str]] = frozenset()
+    spaces: frozenset[str] = frozenset({"one", "two"})
+    default: str = "one"
+
+    def with_texts(self, texts: dict[int, str]) -> Content:
+        return replace(self, texts=frozenset({**dict(self.texts), **texts}.items()))
+
+    def without(self, index: int) -> Content:
+        return replace(self, texts=frozenset(pair for pair in self.texts if pair[0] != index))
+
+
+Effect = Callable[[Content | None], Content | None]
+
+
+def vector(index: int, text: str) -> FloatVector:
+    return np.random.default_rng([index, *text.encode()]).normal(size=DIMS).astype(np.float32)
+
+
+def chunks(texts: dict[int, str]) -> list[ChunkInput]:
+    """Each with the vector in space `two` that its text determines."""
+    return [ChunkInput("f", i, text, vectors={"two": vector(i, text)}) for i, text in texts.items()]
+
+
+def space(name: str) -> Space:
+    return Space(name, name, SpaceConfig(DIMS, "m"), "active", 0.0)
+
+
+class Story:
+    """The life of a collection on a disk that fails; `possible` is what it may hold, by what was answered."""
+
+    def __init__(self, folder: Path, fault: Fault | None, keeps: Callable[[], bool] = lambda: False) -> None:
+        self.folder, self.keeps = folder, keeps
+        (folder / "disk").mkdir(parents=True)
+        self.disk = CrashingDisk(folder / "disk")
+        self.disk.fault = fault
+        self.possible: set[Content | None] = {None}
+        self.store: CollectionStore | None = None
+        self.root: Root | None = None
+        self.checks = 0
+
+    def tell(self, checks: int) -> None:
+        """Everything that a store does; the power is cut after each of the first `checks` steps from the fault on."""
+        left = checks
+        for step, effect in self.steps():
+            self.take(step, effect)
+            if self.disk.failed and left:
+                left -= 1
+                self.cut_the_power()
+        if self.disk.failed and checks:
+            self.cut_the_power()
+        if self.store is not None:
+            self.store.close()
+
+    def steps(self) -> list[tuple[Callable[[], object], Effect]]:
+        first, second = {i: f"text {i}" for i in range(3)}, {1: "newer", 7: "another"}
+        same: Effect = lambda content: content  # noqa: E731
+        return [
+            (self.create, lambda content: content or Content()),
+            (lambda: self.opened().ingest(chunks(first)), lambda c: c and c.with_texts(first)),
+            (lambda: self.opened().checkpoint(), same),
+            (lambda: self.opened().delete([], index_is(0)), lambda c: c and c.without(0)),
+            (lambda: self.opened().change(AddSpace(space("three"))), adds("three")),
+            (lambda: self.opened().ingest(chunks(second)), lambda c: c and c.with_texts(second)),
+            (lambda: self.opened().compact(), same),
+            (lambda: self.opened().change(SwapDefault("one", 1, "two")), lambda c: c and replace(c, default="two")),
+            (lambda: self.opened().change(DropSpace("three")), drops("three")),
+            (lambda: self.opened().compact(), same),
+            (self.restart, same),
+            (lambda: self.opened().sweep(), same),
+            (lambda: self.opened().ingest(chunks({9: "last"})), lambda c: c and c.with_texts({9: "last"})),
+            (self.drop, lambda _: None),
+            (lambda: self.opened_root().sweep(), same),
+            (self.create, lambda content: content or Content()),
+            (lambda: self.opened().ingest(chunks({5: "again"})), lambda c: c and c.with_texts({5: "again"})),
+        ]
+
+    def take(self, step: Callable[[], object], effect: Effect) -> None:
+        """A step, once more if its fate is unknown. An error that says it has happened is an answer too."""
+        after = {effect(content) for content in self.possible}
+        for attempt in range(2):
+            try:
+                step()
+            except UnavailableError as error:
+                assert not isinstance(error, TakenOverError), "there is no other writer"
+                self.possible |= after
+            except (ConflictError, NotFoundError):
+                assert attempt or len(self.possible) > 1, "nobody else does anything"
+                self.possible = after
+                return
+            else:
+                self.possible = after
+                return
+
+    # -- steps
+
+    def opened_root(self) -> Root:
+        if self.root is None:
+            try:
+                objects = LocalObjects(self.folder / "disk" / "above" / "root", self.disk)
+            except OSError as error:
+                raise UnavailableError(f"no root: {error}") from error
+            self.root = Root(objects, self.folder / "cache")
+        return self.root
+
+    def opened(self) -> CollectionStore:
+        root = self.opened_root()
+        if self.store is None:
+            names = root.collections()
+            if "docs" not in names:
+                raise UnavailableError("it was not created")
+            self.store = root.open(names["docs"], grace_s=0.0)
+        return self.store
+
+    def create(self) -> None:
+        self.opened_root().create("docs", [space("one"), space("two")], "one")
+
+    def restart(self) -> None:
+        if self.store is not None:
+            self.store.close()
+        self.store = self.root = None
+        self.opened()
+
+    def drop(self) -> None:
+        if self.store is not None:
+            self.store.close()
+        self.store = None
+        self.opened_root().delete("docs")
+
+    # -- the crash
+
+    def cut_the_power(self) -> None:
+        """Open what is left, with the cache as it was and without: both show one of the possible contents."""
+        self.checks += 1
+        after = self.folder / f"after-{self.checks}"
+        self.disk.after_power_cut(after, self.keeps)
+        if (self.folder / "cache").exists():
+            shutil.copytree(self.folder / "cache", after / "cache")
+        root = Root(LocalObjects(after / "above" / "root", Unsynced()), after / "cache")
+        root.sweep()
+        uuid = root.collections().get("docs")
+        if uuid is None:
+            assert None in self.possible, f"the collection is gone; possible: {self.possible}"
+        else:
+            content = self.content(root, uuid)
+            assert content in self.possible, f"{content} is not among {self.possible}"
+        shutil.rmtree(after)
+
+    def content(self, root: Root, uuid: str) -> Content:
+        with_cache = root.open(uuid, grace_s=0.0)
+        stored = with_cache.view.page(0, 99)
+        cold = Root(root.objects, root.cache.parent / "cold").view(uuid)
+        cold.refresh(with_cache.seq)
+        assert cold.page(0, 99) == stored
+        vids, vectors = SpaceVectors(root.objects, uuid, "two", DIMS).get([chunk.vid for chunk in stored])
+        assert vids.tolist() == sorted(chunk.vid for chunk in stored), "an acknowledged vector is lost"
+        texts = {chunk.vid: (chunk.chunk_index, chunk.text) for chunk in stored}
+        for vid, row in zip(vids.tolist(), vectors, strict=True):
+            assert np.array_equal(row, vector(*texts[vid]))
+        state = with_cache.state
+        with_cache.close()
+        cold.close()
+        assert state.default is not None
+        return Content(frozenset(texts.values()), frozenset(state.spaces), state.default)
+
+
+def index_is(index: int) -> Filter:
+    return Filter((Equals("chunk_index", index),))
+
+
+def adds(name: str) -> Effect:
+    return lambda content: content and replace(content, spaces=content.spaces | {name})
+
+
+def drops(name: str) -> Effect:
+    return lambda content: content and replace(content, spaces=content.spaces - {name})
+
+
+def calls_of(folder: Path, calls: frozenset[str]) -> int:
+    """How many of these calls a story makes in which nothing fails."""
+    story = Story(folder, None)
+    story.tell(checks=0)
+    assert story.possible == {Content().with_texts({5: "again"})}
+    return sum(call in calls for call in story.disk.calls)
+
+
+def test_nothing_is_lost_by_a_power_cut_alone(tmp_path: Path) -> None:
+    """After each answer, what is synced is all that was acknowledged."""
+    story = Story(tmp_path, None)
+    for step, effect in story.steps():
+        story.take(step, effect)
+        assert len(story.possible) == 1
+        story.cut_the_power()
+    assert story.store is not None
+    story.store.close()
+
+
+def tell_all(folder: Path, faults: list[Fault], checks: int, keeps: Callable[[], bool] = lambda: False) -> None:
+    for fault in faults:
+        story = Story(folder / "story", fault, keeps)
+        story.tell(checks)
+        assert story.disk.failed, fault
+        shutil.rmtree(folder / "story")
+
+
+def test_any_fsync_that_fails(tmp_path: Path) -> None:
+    """One fsync fails, and every caller that goes on acknowledges only what lasts."""
+    fsync = frozenset({"fsync"})
+    count = calls_of(tmp_path / "sound", fsync)
+    tell_all(tmp_path, [Fault(nth, errno.EIO, fsync) for nth in range(1, count + 1)], checks=1)
+
+
+def test_an_fsync_that_fails_for_ever(tmp_path: Path) -> None:
+    """From some fsync on none succeeds: nothing more is acknowledged."""
+    fsync = frozenset({"fsync"})
+    count = calls_of(tmp_path / "sound", fsync)
+    tell_all(tmp_path, [Fault(nth, errno.EIO, fsync, for_ever=True) for nth in range(1, count + 1, 4)], checks=1)
+
+
+def test_some_other_call_that_fails(tmp_path: Path) -> None:
+    """The same of some of all other calls, half of which took effect nevertheless."""
+    others = ALL - {"fsync"}
+    count = calls_of(tmp_path / "sound", others)
+    tell_all(tmp_path, [Fault(n, errno.ENOSPC, others, late=n % 2 == 0) for n in range(1, count + 1, 11)], checks=1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("for_ever", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_any_call_that_fails(tmp_path: Path, for_ever: bool, late: bool, code: int) -> None:
+    """Every call, with a power cut after every step that follows, which leaves none, all, or some of what was not synced."""
+    count = calls_of(tmp_path / "sound", ALL)
+    coin = random.Random(code)
+    leaves: list[Callable[[], bool]] = [lambda: False, lambda: True, lambda: coin.random() < 0.5]
+    for nth in range(1, count + 1):
+        tell_all(tmp_path, [Fault(nth, code, ALL, for_ever, late)], checks=99, keeps=leaves[nth % 3])
