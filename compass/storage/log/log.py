@@ -15,6 +15,7 @@ import pyarrow as pa
 from compass.domain.chunk import FloatMatrix, IntVector
 from compass.errors import StorageError
 from compass.storage.log.frames import seal, unseal
+from compass.storage.log.receipts import Receipt
 from compass.storage.objects import Objects, create_mine
 from compass.storage.snapshot.rows import Row
 
@@ -49,6 +50,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         vectors: Callers' vectors, by space id.
         takeover: {host, pid} of a process that opened the collection for writing.
         events: `Event.to_json()` of what happened in it.
+        receipts: What its writes were answered, of those whose caller named the attempt.
     """
 
     prev: str
@@ -60,6 +62,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     vectors: dict[str, Given] = {}
     takeover: dict[str, Any] | None = None
     events: list[dict[str, Any]] = []
+    receipts: list[Receipt] = []
 
 
 def new_nonce() -> str:

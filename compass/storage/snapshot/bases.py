@@ -8,6 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from compass.errors import StorageError
+from compass.storage.log.receipts import Receipt
 from compass.storage.objects import Objects, create_mine
 from compass.storage.snapshot.parts import PartRef, Snapshot
 
@@ -34,6 +35,7 @@ class Base(msgspec.Struct, frozen=True):
         takeovers: The commits that pruning must leave alone.
         at: When it was written: unix time, seconds.
         history: `Event.to_json()` of all that happened, oldest first.
+        receipts: Those of the last attempts, oldest first, each with its commit.
     """
 
     uuid: str
@@ -45,6 +47,7 @@ class Base(msgspec.Struct, frozen=True):
     takeovers: tuple[int, ...]
     at: float
     history: tuple[dict[str, Any], ...] = ()
+    receipts: tuple[tuple[int, Receipt], ...] = ()
 
     def snapshot(self) -> Snapshot:
         """What readers of the parts need."""

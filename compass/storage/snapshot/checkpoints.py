@@ -74,7 +74,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         first = base.next if base else 1
         (fresh,) = db.execute("select count(*) from rows where rid>=?", (first,)).fetchone()
         plan = plan_parts(base.parts if base else (), deaths, first, tip.next - 1, fresh)
-        history = tuple(tables.recall(db))
+        history, receipts = tuple(tables.recall(db)), tuple(tables.receipts(db))
         kept = [_masked(objects, uuid, tip.seq, part, deaths) for part in plan.kept]
         written = [part for lo, hi in plan.ranges for part in _write(objects, uuid, tip.seq, db, lo, hi)]
     new = Base(
@@ -87,6 +87,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         takeovers=tip.takeovers,
         at=time.time(),
         history=history,
+        receipts=receipts,
     )
     published = create_base(objects, new)
     if published is None:
