@@ -53,6 +53,14 @@ class Fault:
     late: bool = False
 
 
+Keeps = Callable[[bool], bool]  # whether a change that was not synced is left; of a name that was taken: True
+
+
+def adversely(gone: bool) -> bool:
+    """The worst that can be: what was deleted is gone, and what was written instead is not there."""
+    return gone
+
+
 class Unsynced(SystemCalls):
     """A disk whose power is never cut: it syncs nothing, which is quick."""
 
@@ -151,15 +159,15 @@ class CrashingDisk(SystemCalls):
 
     # -- the crash
 
-    def after_power_cut(self, target: Path, keeps: Callable[[], bool] = lambda: False) -> None:
+    def after_power_cut(self, target: Path, keeps: Keeps = adversely) -> None:
         """Write what is left into `target`; `keeps` says of each change that was not synced whether it is left."""
         self._restore(self.tree, target, keeps)
 
-    def _restore(self, folder: Node, target: Path, keeps: Callable[[], bool]) -> None:
+    def _restore(self, folder: Node, target: Path, keeps: Keeps) -> None:
         target.mkdir()
         for name in folder.durable_names.keys() | folder.names.keys():
             durable, now = folder.durable_names.get(name), folder.names.get(name)
-            node = now if durable is not now and keeps() else durable
+            node = now if durable is not now and keeps(now is None) else durable
             if node is None:
                 continue
             if node.folder:

@@ -69,6 +69,22 @@ def test_a_create_that_met_its_own_first_try_is_a_commit(disk: Any, log: Log) ->
     assert disk.objects.objects.create == real
 
 
+def test_ones_own_record_that_may_not_last_is_no_commit(disk: Any, log: Log) -> None:
+    """A record that can be read back, and cannot be made durable, is in doubt: a power cut may take it."""
+
+    def fail(operation: str, key: str) -> None:
+        if operation in ("create", "ensure_durable"):
+            raise OSError("the folder's fsync failed")
+
+    disk.objects.after = fail
+    mine = record()
+    with pytest.raises(UnavailableError):
+        log.create(1, mine)
+    assert log.read(1) == mine
+    disk.objects.after = lambda *_: None
+    assert log.create(1, mine)
+
+
 def test_an_unknown_fate_is_said(disk: Any, log: Log) -> None:
     """A failed create that has left nothing may yet appear: neither yes nor no."""
     disk.objects.before = lose_answer
