@@ -177,13 +177,12 @@ class Root:
         """Remove a name that leads to a tombstone, and what is behind it."""
         uuid = self._uuid(name)
         if uuid is not None and self._dropped(uuid):
-            self.objects.ensure_durable(_tombstone_key(uuid))
-            self.objects.delete([_name_key(name)])
-            self._erase(uuid)
+            self._erase(uuid, [_name_key(name)])
 
-    def _erase(self, uuid: str) -> None:
-        """Delete the bytes of a collection, once its tombstone lasts: without it half a collection would be left."""
+    def _erase(self, uuid: str, names: Sequence[str] = ()) -> None:
+        """Delete names and bytes of a collection, once its tombstone lasts: without it half of it would be left."""
         self.objects.ensure_durable(_tombstone_key(uuid))
+        self.objects.delete(names)
         try:
             self.objects.delete_prefix(uuid)
         except OSError as error:

@@ -43,7 +43,24 @@ class Content:
         return replace(self, texts=frozenset(pair for pair in self.texts if pair[0] != index))
 
 
-Effect = Callable[[Content | None], Content | None]
+Effect = Callable[[Content], Content]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is done, and what it makes of a content; of none only what creates one makes anything."""
+
+    do: Callable[[], object]
+    effect: Effect = lambda content: content
+    creates: bool = False
+    deletes: bool = False
+
+    def after(self, possible: set[Content | None]) -> set[Content | None]:
+        """What there may be once this is acknowledged."""
+        if self.deletes:
+            return {None}
+        there = {self.effect(content) for content in possible if content is not None}
+        return {*there, Content()} if self.creates and None in possible else {*there}
 
 
 def vector(index: int, text: str) -> FloatVector:
@@ -78,8 +95,8 @@ class Story:
         An outage ends with the step that it struck, and with it the process: the next one finds a sound disk.
         """
         left = checks
-        for step, effect in self.steps():
-            self.take(step, effect)
+        for step in self.steps():
+            self.take(step)
             if self.disk.failed and self.outage and self.disk.fault is not None:
                 self.disk.fault = None
                 self.end_process()
@@ -91,36 +108,35 @@ class Story:
         if self.store is not None:
             self.store.close()
 
-    def steps(self) -> list[tuple[Callable[[], object], Effect]]:
-        first, second = {i: f"text {i}" for i in range(3)}, {1: "newer", 7: "another"}
-        same: Effect = lambda content: content  # noqa: E731
+    def steps(self) -> list[Step]:
+        first, second, last = {i: f"text {i}" for i in range(3)}, {1: "newer", 7: "another"}, {9: "last"}
         return [
-            (self.create, lambda content: content or Content()),
-            (lambda: self.opened().ingest(chunks(first)), lambda c: c and c.with_texts(first)),
-            (lambda: self.opened().checkpoint(), same),
-            (lambda: self.opened().delete([], index_is(0)), lambda c: c and c.without(0)),
-            (lambda: self.opened().change(AddSpace(space("three"))), adds("three")),
-            (lambda: self.opened().ingest(chunks(second)), lambda c: c and c.with_texts(second)),
-            (lambda: self.opened().compact(), same),
-            (lambda: self.opened().change(SwapDefault("one", 1, "two")), lambda c: c and replace(c, default="two")),
-            (lambda: self.opened().change(DropSpace("three")), drops("three")),
-            (lambda: self.opened().compact(), same),
-            (lambda: self.opened().compact(), same),
-            (self.restart, same),
-            (lambda: self.opened().sweep(), same),
-            (lambda: self.opened().ingest(chunks({9: "last"})), lambda c: c and c.with_texts({9: "last"})),
-            (self.drop, lambda _: None),
-            (lambda: self.opened_root().sweep(), same),
-            (self.create, lambda content: content or Content()),
-            (lambda: self.opened().ingest(chunks({5: "again"})), lambda c: c and c.with_texts({5: "again"})),
+            Step(self.create, creates=True),
+            Step(lambda: self.opened().ingest(chunks(first)), lambda c: c.with_texts(first)),
+            Step(lambda: self.opened().checkpoint()),
+            Step(lambda: self.opened().delete([], index_is(0)), lambda c: c.without(0)),
+            Step(lambda: self.opened().change(AddSpace(space("three"))), adds("three")),
+            Step(lambda: self.opened().ingest(chunks(second)), lambda c: c.with_texts(second)),
+            Step(lambda: self.opened().compact()),
+            Step(lambda: self.opened().change(SwapDefault("one", 1, "two")), lambda c: replace(c, default="two")),
+            Step(lambda: self.opened().change(DropSpace("three")), drops("three")),
+            Step(lambda: self.opened().compact()),
+            Step(lambda: self.opened().compact()),
+            Step(self.restart),
+            Step(lambda: self.opened().sweep()),
+            Step(lambda: self.opened().ingest(chunks(last)), lambda c: c.with_texts(last)),
+            Step(self.drop, deletes=True),
+            Step(self.sweep_root, deletes=True),
+            Step(self.create, creates=True),
+            Step(lambda: self.opened().ingest(chunks({5: "again"})), lambda c: c.with_texts({5: "again"})),
         ]
 
-    def take(self, step: Callable[[], object], effect: Effect) -> None:
+    def take(self, step: Step) -> None:
         """A step, once more if its fate is unknown. An error that says it has happened is an answer too."""
-        after = {effect(content) for content in self.possible}
+        after = step.after(self.possible)
         for attempt in range(2):
             try:
-                step()
+                step.do()
             except TakenOverError:  # there is no other writer
                 raise
             except UnavailableError:
@@ -155,6 +171,12 @@ class Story:
 
     def create(self) -> None:
         self.opened_root().create("docs", [space("one"), space("two")], "one")
+
+    def sweep_root(self) -> None:
+        """What has a tombstone is gone; one that has none yet is deleted first."""
+        self.opened_root().sweep()
+        if "docs" in self.opened_root().collections():
+            self.drop()
 
     def restart(self) -> None:
         self.end_process()
@@ -213,11 +235,11 @@ def index_is(index: int) -> Filter:
 
 
 def adds(name: str) -> Effect:
-    return lambda content: content and replace(content, spaces=content.spaces | {name})
+    return lambda content: replace(content, spaces=content.spaces | {name})
 
 
 def drops(name: str) -> Effect:
-    return lambda content: content and replace(content, spaces=content.spaces - {name})
+    return lambda content: replace(content, spaces=content.spaces - {name})
 
 
 def calls_of(folder: Path, calls: frozenset[str]) -> int:
@@ -231,8 +253,8 @@ def calls_of(folder: Path, calls: frozenset[str]) -> int:
 def test_nothing_is_lost_by_a_power_cut_alone(tmp_path: Path) -> None:
     """After each answer, what is synced is all that was acknowledged."""
     story = Story(tmp_path, None)
-    for step, effect in story.steps():
-        story.take(step, effect)
+    for step in story.steps():
+        story.take(step)
         assert len(story.possible) == 1
         story.cut_the_power()
     assert story.store is not None
