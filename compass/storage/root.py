@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from compass.domain.collection import CollectionState
 from compass.domain.history import Event, Note
 from compass.domain.space import Space
@@ -20,7 +22,7 @@ from compass.errors import CollectionExistsError, NotFoundError, TakenOverError,
 from compass.storage.locks import FileLock
 from compass.storage.log.log import Log, Record, new_nonce
 from compass.storage.log.writer import CollectionStore
-from compass.storage.objects import LocalObjects, Objects
+from compass.storage.objects import LocalObjects, Objects, answering, create_mine
 from compass.storage.spaces.vectors import SpaceVectors
 from compass.storage.view.view import View
 
@@ -59,9 +61,11 @@ class Root:
 
     def collections(self) -> dict[str, str]:
         """The uuid of each collection, by name."""
-        names = (key.rsplit("/", 1)[1].removesuffix(".json") for key in self.objects.list("names"))
-        found = {name: self._uuid(name) for name in names}
-        return {name: uuid for name, uuid in found.items() if uuid is not None and not self._dropped(uuid)}
+        with answering("listing the collections"):
+            uuids_by_name = {name: self._uuid(name) for name in self._names()}
+            return {
+                name: uuid for name, uuid in uuids_by_name.items() if uuid is not None and not self._dropped(uuid)
+            }
 
     def create(
         self,
@@ -79,10 +83,11 @@ class Root:
 
         Raises:
             CollectionExistsError: the name is taken.
+            UnavailableError: it may be there nevertheless, whole; `collections` tells.
         """
-        with self._changing:
+        with self._changing, answering(f"creating collection {name!r}"):
             self._finish_delete(name)
-            if self._uuid(name) is not None:
+            if self._uuid(name) is not None and self.objects.ensure_durable(_name_key(name)):
                 raise _exists(name)
             uuid = uuids.uuid4().hex
             by_id = {space.id: space for space in spaces}
@@ -97,10 +102,8 @@ class Root:
                 events=[event.to_json()] if event is not None else [],
             )
             Log(self.objects, uuid).create(1, record)
-            if (
-                not self.objects.create(_name_key(name), json.dumps({"uuid": uuid}).encode())
-                and self._uuid(name) != uuid
-            ):
+            pointer = json.dumps({"uuid": uuid}).encode()
+            if not create_mine(self.objects, _name_key(name), pointer, lambda found: _pointed_at(found) == uuid):
                 self.objects.delete_prefix(uuid)
                 raise _exists(name)
             return state
@@ -112,17 +115,30 @@ class Root:
 
         Raises:
             NotFoundError: there is none of this name.
+            UnavailableError: it is deleted in part, or not at all; `sweep` finishes it, if it has begun.
         """
-        with self._changing:
+        with self._changing, answering(f"deleting collection {name!r}"):
+            self._finish_delete(name)
             uuid = self._uuid(name)
-            if uuid is None or self._dropped(uuid):
+            if uuid is None:
                 raise NotFoundError(f"there is no collection {name!r}", {"collection": name})
             self.objects.write(_tombstone_key(uuid), json.dumps({"name": name, "at": time.time()}).encode())
             self._finish_delete(name)
 
     def open(self, uuid: str, **options: Any) -> CollectionStore:
-        """Open a collection for writing, which takes it over. Options and errors: `CollectionStore`."""
-        return CollectionStore(self.objects, uuid, self.cache, **options)
+        """Open a collection for writing, which takes it over. Options and errors: `CollectionStore`.
+
+        Its name is made durable: what created it may have failed after the name was seen, and a collection that
+        lost its name would take with it all that was acknowledged.
+        """
+        store = CollectionStore(self.objects, uuid, self.cache, **options)
+        try:
+            with answering(f"opening {uuid}"):
+                self.objects.ensure_durable(_name_key(store.state.name))
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def view(self, uuid: str) -> View:
         """This node's view of a collection."""
@@ -137,20 +153,22 @@ class Root:
 
         A folder that no name and no tombstone knows is reported, never deleted.
         """
-        with self._changing:
-            for key in self.objects.list("names"):
-                self._finish_delete(key.rsplit("/", 1)[1].removesuffix(".json"))
-            dropped = {key.rsplit("/", 1)[1].removesuffix(".json") for key in self.objects.list("tombstones")}
-            for uuid in dropped:
-                self._erase(uuid)
-            known = {self._uuid(key.rsplit("/", 1)[1].removesuffix(".json")) for key in self.objects.list("names")}
+        with self._changing, answering("sweeping the root"):
+            for name in self._names():
+                self._finish_delete(name)
+            for key in self.objects.list("tombstones"):
+                self._erase(_stem(key))
+            known = {self._uuid(name) for name in self._names()}
             for folder in self.objects.folders(""):
                 if _UUID.fullmatch(folder) and folder not in known:
                     _log.warning("the folder %s belongs to no collection; it is left alone", folder)
 
+    def _names(self) -> list[str]:
+        return [_stem(key) for key in self.objects.list("names")]
+
     def _uuid(self, name: str) -> str | None:
-        found = self.objects.read(_name_key(name))
-        return None if found is None else str(json.loads(found.to_pybytes())["uuid"])
+        pointer = self.objects.read(_name_key(name))
+        return None if pointer is None else _pointed_at(pointer)
 
     def _dropped(self, uuid: str) -> bool:
         return self.objects.read(_tombstone_key(uuid)) is not None
@@ -159,10 +177,12 @@ class Root:
         """Remove a name that leads to a tombstone, and what is behind it."""
         uuid = self._uuid(name)
         if uuid is not None and self._dropped(uuid):
-            self.objects.delete([_name_key(name)])
-            self._erase(uuid)
+            self._erase(uuid, [_name_key(name)])
 
-    def _erase(self, uuid: str) -> None:
+    def _erase(self, uuid: str, names: Sequence[str] = ()) -> None:
+        """Delete names and bytes of a collection, once its tombstone lasts: without it half of it would be left."""
+        self.objects.ensure_durable(_tombstone_key(uuid))
+        self.objects.delete(names)
         try:
             self.objects.delete_prefix(uuid)
         except OSError as error:
@@ -179,6 +199,14 @@ def hold(lock: FileLock, service: str | None) -> bool:
 
 def _exists(name: str) -> CollectionExistsError:
     return CollectionExistsError(f"there is a collection {name!r} already", {"collection": name})
+
+
+def _pointed_at(pointer: pa.Buffer) -> str:
+    return str(json.loads(pointer.to_pybytes())["uuid"])
+
+
+def _stem(key: str) -> str:
+    return key.rsplit("/", 1)[1].removesuffix(".json")
 
 
 def _name_key(name: str) -> str:

@@ -47,13 +47,13 @@ class CollectionService:
                 await self._make_sure()
             return self._store.state
 
-    async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
-        """Write chunks; durable when it returns."""
-        return await self._do(self._store.ingest, chunks)
+    async def ingest(self, chunks: Sequence[ChunkInput], attempt: str | None = None) -> Ingested:
+        """Write chunks; durable when it returns. Sent again with the same `attempt` it changes nothing."""
+        return await self._do(self._store.ingest, chunks, attempt)
 
-    async def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
-        """Delete by ids or by a filter."""
-        return await self._do(self._store.delete, ids, where)
+    async def delete(self, ids: Sequence[int], where: Filter | None, attempt: str | None = None) -> Deleted:
+        """Delete by ids or by a filter. Sent again with the same `attempt` it changes nothing."""
+        return await self._do(self._store.delete, ids, where, attempt)
 
     async def change(self, change: Change, router: int, note: Note | None = None) -> CollectionState:
         """Change the state; its precondition is checked in the commit itself, which also holds the note.

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from compass.domain.chunk import ChunkInput, FloatVector
 from compass.domain.collection import AddSpace, DropSpace, SwapDefault
 from compass.domain.filters import Equals, Filter
+from compass.domain.receipts import Ingested
 from compass.domain.space import Space, SpaceConfig
 from compass.errors import DefaultSpaceError
 from compass.storage.log.writer import CollectionStore
@@ -56,6 +57,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.ids_ever: set[int] = set()
         self.vids_ever: set[int] = set()
         self.store = self.open()
+        self.attempts: list[tuple[list[ChunkInput], Ingested]] = []
         self.seen = self.store.seq, self.store.view.live_vids()
 
     def new_space(self) -> Space:
@@ -80,10 +82,21 @@ class StoreMachine(RuleBasedStateMachine):
         for (file_id, index), text, metadata, given in batch:
             vectors = {self.spaces[s].id: vector(seed) for s, seed in given.items() if s < len(self.spaces)}
             chunks.append(ChunkInput(file_id, index, text, metadata, vectors=vectors))
-        ids = self.store.ingest(chunks).ids
+        receipt = self.store.ingest(chunks, str(len(self.attempts)))
+        self.attempts.append((chunks, receipt))
+        ids = receipt.ids
         for chunk in {(c.file_id, c.chunk_index): c for c in chunks}.values():
             self.write(chunk, ids[max(i for i, c in enumerate(chunks) if key_of(c) == key_of(chunk))])
         assert [self.chunks[key_of(c)]["id"] for c in chunks] == ids
+
+    @precondition(lambda self: self.attempts)
+    @rule(pick=st.integers(0, 99))
+    def repeat_an_earlier_ingest(self, pick: int) -> None:
+        """Sent again under its attempt's name, however long ago: nothing changes, and the answer is the same."""
+        attempt = pick % len(self.attempts)
+        chunks, receipt = self.attempts[attempt]
+        if chunks:
+            assert self.store.ingest(chunks, str(attempt)) == receipt
 
     @precondition(lambda self: self.chunks)
     @rule(pick=st.integers(0, 99), metadata=METADATA)

@@ -19,3 +19,13 @@ def once(operation: str, part: str, do: Callable[[], None]) -> Callable[[str, st
 
 def fail() -> None:
     raise TimeoutError("no answer")
+
+
+def not_durable(operation: str, part: str) -> Callable[[str, str], None]:
+    """An `operation` on keys that contain `part` takes effect and fails, and nothing makes it durable."""
+
+    def hook(called: str, key: str) -> None:
+        if called in (operation, "ensure_durable") and part in key:
+            raise OSError("the folder's fsync failed")
+
+    return hook

@@ -16,6 +16,7 @@ from compass.domain.history import Event, Note
 from compass.domain.space import Space, why_unfit
 from compass.errors import InvalidRequestError
 from compass.storage.log.log import Given, Record, new_nonce
+from compass.storage.log.receipts import Receipt
 from compass.storage.snapshot.rows import Row, row_of, values_of
 from compass.storage.spaces.vectors import SpaceVectors
 from compass.storage.view import filter_sql as filtering
@@ -63,6 +64,7 @@ class Edit:
         self._vectors: dict[str, Held] = {}
         self._touched = False
         self._events: list[Event] = []
+        self._receipts: list[Receipt] = []
 
     @property
     def empty(self) -> bool:
@@ -80,10 +82,17 @@ class Edit:
             state=None if self.state is self._before else self.state.to_json(),
             vectors=self._packed(),
             events=[event.to_json() for event in self._events],
+            receipts=self._receipts,
         )
 
-    def ingest(self, chunks: Sequence[ChunkInput]) -> list[int]:
+    def receipt(self, attempt: str | None) -> tuple[int, Receipt] | None:
+        """The commit and the receipt of an attempt; None if it is not known, or too long ago."""
+        return None if attempt is None else tables.receipt(self._db, attempt)
+
+    def ingest(self, chunks: Sequence[ChunkInput], attempt: str | None = None) -> list[int]:
         """Write chunks; their ids in the order given. Of a key that is there twice the last counts.
+
+        The attempt's receipt goes into the same commit.
 
         Raises:
             InvalidRequestError: a vector does not fit its space, or a value cannot be stored.
@@ -111,10 +120,12 @@ class Edit:
         for space_id, vectors_by_vid in written.items():
             self._vectors.setdefault(space_id, {}).update(vectors_by_vid)
         ids = {(row[3], row[4]): row[2] for row in born}
-        return [ids[chunk.file_id, chunk.chunk_index] for chunk in chunks]
+        answer = [ids[chunk.file_id, chunk.chunk_index] for chunk in chunks]
+        self._keep_receipt(attempt, ids=answer)
+        return answer
 
-    def delete(self, ids: Sequence[int], where: Filter | None) -> int:
-        """Delete chunks by id and those that pass a filter; how many there were.
+    def delete(self, ids: Sequence[int], where: Filter | None, attempt: str | None = None) -> int:
+        """Delete chunks by id and those that pass a filter; how many there were. `attempt`: as `ingest`.
 
         Raises:
             InvalidRequestError: an empty filter, which would mean all.
@@ -128,6 +139,7 @@ class Edit:
         with self._whole():
             self._take_out(list(rows.values()))
         self._forget(list(rows.values()))
+        self._keep_receipt(attempt, deleted=len(rows))
         return len(rows)
 
     def change(self, change: Change, note: Note | None = None) -> CollectionState:
@@ -144,6 +156,13 @@ class Edit:
     def touch(self) -> None:
         """Commit even if nothing changes: who wins the create was the writer until then."""
         self._touched = True
+
+    def _keep_receipt(self, attempt: str | None, ids: Sequence[int] = (), deleted: int = 0) -> None:
+        """Keep what an attempt is answered. One that has changed nothing needs none: its repetition is its first."""
+        if attempt is not None and (ids or deleted):
+            receipt = Receipt(attempt, list(ids), deleted)
+            self._receipts.append(receipt)
+            tables.keep_receipts(self._db, [(self.seq, receipt)])
 
     def _version(
         self, chunk: ChunkInput, old: Row | None, held: Mapping[str, Held], counter: int

@@ -10,11 +10,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from compass.domain.chunk import FloatMatrix, IntVector
-from compass.errors import StorageError, UnavailableError
+from compass.errors import StorageError
 from compass.storage.log.frames import seal, unseal
-from compass.storage.objects import Objects
+from compass.storage.log.receipts import Receipt
+from compass.storage.objects import Objects, create_mine
 from compass.storage.snapshot.rows import Row
 
 
@@ -48,6 +50,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         vectors: Callers' vectors, by space id.
         takeover: {host, pid} of a process that opened the collection for writing.
         events: `Event.to_json()` of what happened in it.
+        receipts: What its writes were answered, of those whose caller named the attempt.
     """
 
     prev: str
@@ -59,6 +62,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     vectors: dict[str, Given] = {}
     takeover: dict[str, Any] | None = None
     events: list[dict[str, Any]] = []
+    receipts: list[Receipt] = []
 
 
 def new_nonce() -> str:
@@ -89,42 +93,39 @@ class Log:
             StorageError: it is damaged.
         """
         found = self._objects.read(self.key(seq))
-        if found is None:
-            return None
-        try:
-            return _decoder.decode(unseal(found, self.key(seq)))
-        except msgspec.DecodeError as error:
-            raise StorageError(f"{self.key(seq)} is not a log record: {error}", {"key": self.key(seq)}) from error
+        return None if found is None else self._decode(seq, found)
 
     def create(self, seq: int, record: Record) -> bool:
         """Commit a record as `seq`; False if another record is there. Durable when it returns.
 
         An answer that was lost is settled by reading the commit and comparing nonces, never bytes: two
-        writers may well send the same.
+        writers may well send the same. See `create_mine` for what else it takes.
 
         Raises:
             UnavailableError: it is not known whether the record was or will be committed.
         """
         data = seal(_encoder.encode(record))
-        try:
-            if self._objects.create(self.key(seq), data):
-                self.created_bytes += len(data)
-                return True
-            found = self.read(seq)
-        except OSError as error:
-            found = self._read_after(error, seq)
-        if found is None:
-            raise UnavailableError(f"commit {seq} failed, and may yet appear", {"seq": seq})
-        return found.nonce == record.nonce
+        created = create_mine(
+            self._objects, self.key(seq), data, lambda found: self._decode(seq, found).nonce == record.nonce
+        )
+        if created:
+            self.created_bytes += len(data)
+        return created
 
-    def _read_after(self, error: OSError, seq: int) -> Record | None:
+    def ensure_durable(self, seq: int) -> None:
+        """Make the commit durable that was read at `seq`.
+
+        Raises:
+            OSError: it may not last.
+        """
+        if not self._objects.ensure_durable(self.key(seq)):
+            raise FileNotFoundError(f"{self.key(seq)} is gone")
+
+    def _decode(self, seq: int, found: pa.Buffer) -> Record:
         try:
-            found = self.read(seq)
-        except OSError:
-            found = None
-        if found is None:
-            raise UnavailableError(f"commit {seq} failed: {error}", {"seq": seq}) from error
-        return found
+            return _decoder.decode(unseal(found, self.key(seq)))
+        except msgspec.DecodeError as error:
+            raise StorageError(f"{self.key(seq)} is not a log record: {error}", {"key": self.key(seq)}) from error
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from compass.storage.objects import Objects
+from compass.storage.objects import Objects, answering
 
 PREFIX = "router"
 
 
 def claim(objects: Objects) -> int:
-    """A number greater than any claimed before; 1 for the first router of a root. Durable."""
-    number = latest(objects) + 1
-    while not objects.create(f"{PREFIX}/{number:012d}", b""):
-        number += 1
-    return number
+    """A number greater than any claimed before; 1 for the first router of a root. Durable.
+
+    A claim whose answer was lost is nobody's: claims are alike, so it cannot be told whose it is.
+
+    Raises:
+        UnavailableError: the store failed.
+    """
+    with answering("claiming a number for the router"):
+        number = latest(objects) + 1
+        while not objects.create(f"{PREFIX}/{number:012d}", b""):
+            number += 1
+        return number
 
 
 def latest(objects: Objects) -> int:

@@ -51,6 +51,9 @@ class _Job(Generic[T]):
     error: BaseException | None = None
 
 
+_Answer = tuple[T, int | None]  # and the commit, where it is an earlier one
+
+
 class CollectionStore:
     """The only writer of a collection; thread-safe. Writes that wait together share one log object.
 
@@ -89,7 +92,8 @@ class CollectionStore:
         self._compacting = threading.Lock()
         self._doubtful: set[str] = set()
         self._stopped: CompassError | None = None
-        self._hold_view(lock_wait_s)
+        with answering(f"opening {uuid}"):
+            self._hold_view(lock_wait_s)
         self._collected_seq = 0
         self._sweep_at: float | None = time.monotonic() + grace_s
         self._bytes_before = 0
@@ -110,21 +114,33 @@ class CollectionStore:
         """The last commit."""
         return self._tip.seq
 
-    def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
+    def ingest(self, chunks: Sequence[ChunkInput], attempt: str | None = None) -> Ingested:
         """Write chunks, as a whole or not at all; durable, and in the view, when it returns.
+
+        `attempt` names this very call: whoever sends it again, because the answer was lost, gets the receipt of
+        the first time and changes nothing, whatever has been written since. See `receipts` for how long.
 
         Raises:
             InvalidRequestError, NotFoundError: a vector does not fit, its space is not there.
             TakenOverError: another process writes this collection now.
-            UnavailableError: the commit's fate is unknown; writing the same again is harmless.
+            UnavailableError: the commit's fate is unknown. The same with the same attempt is harmless; without
+                one it undoes what others have written to these chunks since.
         """
-        job = self._submit(_Job(lambda edit: edit.ingest(chunks), len(chunks)))
-        return Ingested(job.seq, job.answer or [])
 
-    def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
-        """Delete by ids and by a filter; durable when it returns. Errors as `ingest`."""
-        job = self._submit(_Job(lambda edit: edit.delete(ids, where), len(ids)))
-        return Deleted(job.seq, job.answer or 0)
+        def step(edit: Edit) -> _Answer[list[int]]:
+            repeated = edit.receipt(attempt)
+            return (repeated[1].ids, repeated[0]) if repeated else (edit.ingest(chunks, attempt), None)
+
+        return Ingested(*_receipt_of(self._submit(_Job(step, len(chunks)))))
+
+    def delete(self, ids: Sequence[int], where: Filter | None, attempt: str | None = None) -> Deleted:
+        """Delete by ids and by a filter; durable when it returns. `attempt` and errors as `ingest`."""
+
+        def step(edit: Edit) -> _Answer[int]:
+            repeated = edit.receipt(attempt)
+            return (repeated[1].deleted, repeated[0]) if repeated else (edit.delete(ids, where, attempt), None)
+
+        return Deleted(*_receipt_of(self._submit(_Job(step, len(ids)))))
 
     def change(self, change: Change, note: Note | None = None) -> CollectionState:
         """Change spaces or the default if the precondition holds in the commit itself; the new state.
@@ -276,13 +292,17 @@ class CollectionStore:
     def _settle(self) -> None:
         """Apply what a commit of ours, whose fate was unknown, has left in the log.
 
+        Not before it is durable: whatever is answered from then on rests on it, also where it needs no commit.
+
         Raises:
             TakenOverError: the log holds a commit that is not ours, and this writer is done for good.
+            OSError: it may not last.
         """
         while (record := self._log.read(self._tip.seq + 1)) is not None:
             if record.nonce not in self._doubtful:
                 self._stop(self._taken_over(record))
                 raise self._stopped  # type: ignore[misc]  # just set
+            self._log.ensure_durable(self._tip.seq + 1)
             self._tip = self._applier.apply(self._tip, record, last=True)
             self.state = checkpoints.state_of(self._tip)
 
@@ -348,6 +368,13 @@ class CollectionStore:
         if space.id not in self._spaces:
             self._spaces[space.id] = SpaceVectors(self.objects, self.uuid, space.id, space.config.dims)
         return self._spaces[space.id]
+
+
+def _receipt_of(job: _Job[_Answer[T]]) -> tuple[int, T]:
+    """The commit that did a write, this one or that of an earlier attempt, and what it is answered."""
+    assert job.answer is not None, "a job without an error has an answer"
+    answer, seq = job.answer
+    return job.seq if seq is None else seq, answer
 
 
 def _fail(jobs: list[_Job[Any]], error: BaseException) -> None:

@@ -6,9 +6,19 @@ from pathlib import Path
 
 from compass.errors import NotImplementedYetError
 from compass.storage.objects.local import LocalObjects
-from compass.storage.objects.port import Keys, MissingObjectError, Objects, answering
+from compass.storage.objects.port import Keys, MissingObjectError, Objects, answering, create_mine
+from compass.storage.objects.system_calls import SystemCalls
 
-__all__ = ["Keys", "LocalObjects", "MissingObjectError", "Objects", "answering", "open_objects"]
+__all__ = [
+    "Keys",
+    "LocalObjects",
+    "MissingObjectError",
+    "Objects",
+    "SystemCalls",
+    "answering",
+    "create_mine",
+    "open_objects",
+]
 
 
 def open_objects(root: str | Path) -> Objects:

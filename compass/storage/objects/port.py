@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +28,18 @@ class Objects(Protocol):
     """
 
     def create(self, key: str, data: Bytes) -> bool:
-        """Write an object unless it exists; False if it does. Durable when it returns."""
+        """Write an object unless it exists; False if it does. What is there is durable then, whoever wrote it."""
 
     def write(self, key: str, data: Bytes) -> None:
         """Write or replace an object. Durable when it returns."""
+
+    def ensure_durable(self, key: str) -> bool:
+        """Make durable what is under a key, whoever wrote it and whatever became of that call; False if nothing is.
+
+        An object that can be read need not be durable: the call that wrote it may have failed after the object
+        got its name. Whoever finds such an object and rests anything on it, an acknowledgement or a delete of
+        something else, calls this first.
+        """
 
     def read(self, key: str) -> pa.Buffer | None:
         """The object's bytes, memory-mapped where it can be; None if there is none."""
@@ -69,3 +77,29 @@ def answering(what: str) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         raise UnavailableError(f"{what} failed: {error}") from error
+
+
+def create_mine(objects: Objects, key: str, data: Bytes, is_mine: Callable[[pa.Buffer], bool]) -> bool:
+    """Create an object, and settle a lost answer: True if what is there is ours *and durable*; False: another's.
+
+    Reading one's own bytes back proves nothing but that they reached the page cache. So before it says "mine" of
+    what it has read, all that durability takes must have succeeded, in a call made after the failure.
+
+    Raises:
+        UnavailableError: it is not known whether the object was or will be there, or whether it will stay.
+    """
+    failure: OSError | None = None
+    try:
+        if objects.create(key, data):
+            return True
+    except OSError as error:
+        failure = error
+    try:
+        found = objects.read(key)
+        if found is not None and not is_mine(found):
+            return False
+        if found is not None and objects.ensure_durable(key):
+            return True
+    except OSError as error:
+        raise UnavailableError(f"creating {key} failed: {failure or error}", {"key": key}) from error
+    raise UnavailableError(f"creating {key} failed, and it may yet appear: {failure}", {"key": key}) from failure

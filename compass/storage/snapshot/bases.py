@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from compass.errors import StorageError
-from compass.storage.objects import Objects
+from compass.storage.log.receipts import Receipt
+from compass.storage.objects import Objects, create_mine
 from compass.storage.snapshot.parts import PartRef, Snapshot
 
 
@@ -33,6 +35,7 @@ class Base(msgspec.Struct, frozen=True):
         takeovers: The commits that pruning must leave alone.
         at: When it was written: unix time, seconds.
         history: `Event.to_json()` of all that happened, oldest first.
+        receipts: Those of the last attempts, oldest first, each with its commit.
     """
 
     uuid: str
@@ -44,6 +47,7 @@ class Base(msgspec.Struct, frozen=True):
     takeovers: tuple[int, ...]
     at: float
     history: tuple[dict[str, Any], ...] = ()
+    receipts: tuple[tuple[int, Receipt], ...] = ()
 
     def snapshot(self) -> Snapshot:
         """What readers of the parts need."""
@@ -87,14 +91,24 @@ def read_base(objects: Objects, uuid: str, seq: int) -> Base | None:
     """
     key = base_key(uuid, seq)
     found = objects.read(key)
-    if found is None:
-        return None
+    return None if found is None else _decode(key, found)
+
+
+def create_base(objects: Objects, base: Base) -> Base | None:
+    """Publish a base; what is there then, durable. None if it is of another history.
+
+    An earlier try may have left one at this commit, with other parts: it holds the same.
+
+    Raises:
+        UnavailableError: it is not known whether a base is there, or whether it will stay.
+    """
+    key = base_key(base.uuid, base.seq)
+    mine = create_mine(objects, key, msgspec.json.encode(base), lambda found: _decode(key, found).nonce == base.nonce)
+    return (read_base(objects, base.uuid, base.seq) or base) if mine else None
+
+
+def _decode(key: str, found: pa.Buffer) -> Base:
     try:
         return msgspec.json.decode(memoryview(found), type=Base)
     except msgspec.DecodeError as error:
         raise StorageError(f"{key} is not a base: {error}", {"key": key}) from error
-
-
-def create_base(objects: Objects, base: Base) -> bool:
-    """Publish a base; False if there is one at this commit. Durable when it returns."""
-    return objects.create(base_key(base.uuid, base.seq), msgspec.json.encode(base))

@@ -65,6 +65,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
 
     Raises:
         TakenOverError: another writer has published a base at this commit.
+        UnavailableError: the base may not last; the next checkpoint publishes it, or another.
     """
     with _snapshot(view) as (db, tip):
         deaths = _deaths_since(db, base.seq if base else 0)
@@ -73,7 +74,7 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         first = base.next if base else 1
         (fresh,) = db.execute("select count(*) from rows where rid>=?", (first,)).fetchone()
         plan = plan_parts(base.parts if base else (), deaths, first, tip.next - 1, fresh)
-        history = tuple(tables.recall(db))
+        history, receipts = tuple(tables.recall(db)), tuple(tables.receipts(db))
         kept = [_masked(objects, uuid, tip.seq, part, deaths) for part in plan.kept]
         written = [part for lo, hi in plan.ranges for part in _write(objects, uuid, tip.seq, db, lo, hi)]
     new = Base(
@@ -86,10 +87,12 @@ def checkpoint(objects: Objects, uuid: str, view: Path, base: Base | None) -> tu
         takeovers=tip.takeovers,
         at=time.time(),
         history=history,
+        receipts=receipts,
     )
-    if not create_base(objects, new) and read_base(objects, uuid, new.seq) != new:  # else only the answer was lost
+    published = create_base(objects, new)
+    if published is None:
         raise TakenOverError(f"another process has written a base of {uuid} at commit {new.seq}", {"seq": new.seq})
-    return new, new.seq
+    return published, published.seq
 
 
 def plan_parts(parts: Sequence[Part], deaths: IntVector, first: int, last: int, fresh: int) -> Plan:
@@ -115,10 +118,16 @@ def doomed(objects: Objects, uuid: str, grace_s: float) -> Doomed:
 
     A base lives until its successor is older than the grace period, and with it its parts; the log up to the
     newest base that is older. Parts of a later commit than the newest base may be in the making.
+
+    All of this rests on the bases that are listed, and a power cut takes back one that is not durable: so they are
+    made durable first, by syncing the folder that they share.
+
+    Raises:
+        OSError: they may not last.
     """
     now = time.time()
     bases = [base for seq in base_seqs(objects, uuid) if (base := read_base(objects, uuid, seq)) is not None]
-    if not bases:
+    if not bases or not objects.ensure_durable(base_key(uuid, bases[-1].seq)):
         return Doomed([], 0, 0)
     kept = [b for b, successor in itertools.pairwise(bases) if successor.at > now - grace_s] + [bases[-1]]
     used = {key for base in kept for key in base.objects()}

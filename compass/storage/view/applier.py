@@ -109,6 +109,7 @@ class Applier:
             tables.remove(self.db, dead)
             tables.bury(self.db, dead, tip.seq + 1)
             tables.insert(self.db, record.rows, tip.seq + 1)
+            tables.keep_receipts(self.db, [(tip.seq + 1, receipt) for receipt in record.receipts])
             return self.move(tip, record)
 
     def put_vectors(self, tip: Tip, record: Record) -> None:
@@ -196,7 +197,10 @@ class Applier:
                 raise NotFoundError(f"there is no collection {self.uuid}", {"uuid": self.uuid})
             try:
                 self._loaded = True
-                tables.rebuild(self.db, _tip_of(base), self._tables(base), base.history if base else ())
+                if base is None:
+                    tables.rebuild(self.db, Tip(), ())
+                else:
+                    tables.rebuild(self.db, _tip_of(base), self._tables(base), base.history, base.receipts)
             except MissingObjectError:
                 if base is None or newest_base_seq(self.objects, self.uuid) <= base.seq:
                     raise
@@ -205,8 +209,8 @@ class Applier:
             assert tip is not None, "rebuild writes one"
             return tip
 
-    def _tables(self, base: Base | None) -> Iterator[pa.Table]:
-        for ref in base.snapshot().parts if base else ():
+    def _tables(self, base: Base) -> Iterator[pa.Table]:
+        for ref in base.snapshot().parts:
             yield read_part(self.objects, ref)
 
 
@@ -223,7 +227,5 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _tip_of(base: Base | None) -> Tip:
-    if base is None:
-        return Tip()
+def _tip_of(base: Base) -> Tip:
     return Tip(base.seq, base.nonce, base.next, 0, json.dumps(base.state), base.takeovers, base.seq)

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from compass.domain.chunk import IntVector
+from compass.storage.log.receipts import KEPT_BYTES, Receipt
 from compass.storage.snapshot.rows import COLUMNS, SCHEMA, Row, is_blank, postings_of
 
-_VERSION = 2  # to be raised with each change of the tables: a view of another version is built anew
+_VERSION = 3  # to be raised with each change of the tables: a view of another version is built anew
 _TABLES = """
 create table tip(seq, nonce, next, count, state, takeovers, horizon);
 create table rows(rid integer primary key, vid, id, file_id, chunk_index, text, doc_type, page, parent_id,
@@ -27,6 +29,7 @@ create table postings(field, value, vid, primary key(field, value, vid)) without
 create table deaths(seq, rid, vid);
 create table commits(seq integer primary key, next, nonce);
 create table history(seq, event);
+create table receipts(until integer primary key, seq, attempt, receipt);
 """
 _INDEXES = """
 create unique index rows_id on rows(id);
@@ -34,8 +37,9 @@ create unique index rows_vid on rows(vid);
 create unique index rows_key on rows(file_id, chunk_index);
 create index rows_blank on rows(vid) where blank;
 create index deaths_seq on deaths(seq);
+create index receipts_attempt on receipts(attempt);
 """
-_NAMES = ("tip", "rows", "postings", "deaths", "commits", "history")
+_NAMES = ("tip", "rows", "postings", "deaths", "commits", "history", "receipts")
 _ROW = COLUMNS.removesuffix(", seq")
 _INSERT = f"insert into rows({COLUMNS}, blank) values({', '.join('?' * (len(SCHEMA) + 1))})"
 
@@ -115,6 +119,32 @@ def recall(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return [json.loads(event) for (event,) in db.execute("select event from history order by seq, rowid")]
 
 
+def keep_receipts(db: sqlite3.Connection, receipts: Iterable[tuple[int, Receipt]]) -> None:
+    """Keep receipts, each with its commit, and forget those that `KEPT_BYTES` of newer ones follow.
+
+    A receipt's number is the sum of the bytes of all up to it. Which are kept depends on the newest alone, so a
+    view keeps the same ones whether it has seen every commit or began from a base.
+    """
+    (until,) = db.execute("select coalesce(max(until), 0) from receipts").fetchone()
+    for seq, receipt in receipts:
+        until += receipt.bytes
+        packed = _receipt_encoder.encode(receipt)
+        db.execute("insert into receipts values(?, ?, ?, ?)", (until, seq, receipt.attempt, packed))
+    db.execute("delete from receipts where until<=?", (until - KEPT_BYTES,))
+
+
+def receipt(db: sqlite3.Connection, attempt: str) -> tuple[int, Receipt] | None:
+    """The commit and the receipt of an attempt; None if it is not known, or too long ago."""
+    found = db.execute("select seq, receipt from receipts where attempt=?", (attempt,)).fetchone()
+    return None if found is None else (found[0], _receipt_decoder.decode(found[1]))
+
+
+def receipts(db: sqlite3.Connection) -> list[tuple[int, Receipt]]:
+    """All that are kept, each with its commit, oldest first."""
+    found = db.execute("select seq, receipt from receipts order by until")
+    return [(seq, _receipt_decoder.decode(packed)) for seq, packed in found]
+
+
 def insert(db: sqlite3.Connection, rows: Sequence[Row], seq: int) -> None:
     """Put in rows that commit `seq` wrote."""
     db.executemany(_INSERT, ((*row, seq, is_blank(row)) for row in rows))
@@ -177,9 +207,13 @@ def integers(db: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> In
 
 
 def rebuild(
-    db: sqlite3.Connection, tip: Tip, tables: Iterable[pa.Table], history: Iterable[Mapping[str, Any]] = ()
+    db: sqlite3.Connection,
+    tip: Tip,
+    tables: Iterable[pa.Table],
+    history: Iterable[Mapping[str, Any]] = (),
+    receipts: Iterable[tuple[int, Receipt]] = (),
 ) -> None:
-    """Replace everything by these rows and events, in one transaction: a reader sees the old view or the new one.
+    """Replace everything by these, in one transaction: a reader sees the old view or the new one.
 
     Indexes come last and postings go in sorted: in random order both take several times as long.
     """
@@ -195,6 +229,7 @@ def rebuild(
         db.execute("insert into tip values(0, '', 1, 0, '', '[]', 0)")
         write_tip(db, replace(tip, count=count))
         remember(db, history)
+        keep_receipts(db, receipts)
         db.execute("commit")
     except BaseException:
         db.execute("rollback")
@@ -212,3 +247,7 @@ def _execute_all(db: sqlite3.Connection, script: str) -> None:
     """As `executescript`, which would commit first."""
     for statement in filter(str.strip, script.split(";")):
         db.execute(statement)
+
+
+_receipt_encoder = msgspec.msgpack.Encoder()
+_receipt_decoder = msgspec.msgpack.Decoder(Receipt)

@@ -39,6 +39,9 @@ class FaultInjectingObjects:
     def write(self, key: str, data: Any) -> None:
         self._call("write", key, data)
 
+    def ensure_durable(self, key: str) -> bool:
+        return bool(self._call("ensure_durable", key))
+
     def read(self, key: str) -> Any:
         return self._call("read", key)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import not_durable
 
 from compass.domain.chunk import ChunkInput
 from compass.domain.filters import Equals, Filter
-from compass.errors import StorageError
+from compass.errors import StorageError, UnavailableError
 from compass.storage.snapshot.bases import Part
 from compass.storage.snapshot.checkpoints import PART_ROWS, plan_parts
 from compass.storage.snapshot.parts import PartRef, read_part
@@ -128,3 +129,36 @@ def test_a_takeover_continues_the_checkpoints(disk: Any, chunk: Build) -> None:
     assert after.parts[0].key == large.key
     assert after.rows == 99
     assert disk.cold() == newer.view.page(0, 1000)
+
+
+def test_nothing_is_deleted_for_a_base_that_may_not_last(disk: Any, chunk: Build) -> None:
+    """A base that is seen and not durable takes nobody's place: not for its writer, and not for the next one."""
+    store = disk.store("node-a")
+    store.ingest([chunk(0)])
+    store.compact()
+    store.ingest([chunk(1)])
+    before = disk.files()
+    disk.objects.after = not_durable("create", "/base/")
+    with pytest.raises(UnavailableError):
+        store.compact()
+    newer = disk.store("node-b")
+    with pytest.raises(UnavailableError):
+        newer.compact()
+    assert before.keys() <= disk.files().keys()
+    disk.objects.after = lambda *_: None
+    newer.compact()
+    assert not before.keys() <= disk.files().keys()
+    assert disk.cold() == newer.view.page(0, 9)
+
+
+def test_a_base_of_an_earlier_try_is_used(disk: Any, chunk: Build) -> None:
+    """A checkpoint that failed after its base was seen is finished by the next one at the same commit."""
+    store = disk.store()
+    store.ingest([chunk(0)])
+    disk.objects.after = not_durable("create", "/base/")
+    with pytest.raises(UnavailableError):
+        store.checkpoint()
+    disk.objects.after = lambda *_: None
+    snapshot = store.checkpoint()
+    assert sum(read_part(disk.objects, ref).num_rows for ref in snapshot.parts) == 1
+    assert len(disk.files("base")) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from faults import not_durable
 
 from compass.errors import StorageError, UnavailableError
 from compass.storage.log.log import Log, Record, new_nonce
@@ -67,6 +68,17 @@ def test_a_create_that_met_its_own_first_try_is_a_commit(disk: Any, log: Log) ->
     disk.objects.before = twice
     assert log.create(1, mine)
     assert disk.objects.objects.create == real
+
+
+def test_ones_own_record_that_may_not_last_is_no_commit(disk: Any, log: Log) -> None:
+    """A record that can be read back, and cannot be made durable, is in doubt: a power cut may take it."""
+    disk.objects.after = not_durable("create", "/log/")
+    mine = record()
+    with pytest.raises(UnavailableError):
+        log.create(1, mine)
+    assert log.read(1) == mine
+    disk.objects.after = lambda *_: None
+    assert log.create(1, mine)
 
 
 def test_an_unknown_fate_is_said(disk: Any, log: Log) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from faults import not_durable
 
 from compass.domain.chunk import ChunkInput
-from compass.errors import CollectionExistsError, NotFoundError, TakenOverError
+from compass.errors import CollectionExistsError, NotFoundError, TakenOverError, UnavailableError
+from compass.storage.log import router_epoch
 from compass.storage.root import Root, hold
 
 Build = Callable[..., ChunkInput]
@@ -163,3 +165,44 @@ def test_a_predecessor_of_the_same_service_keeps_nobody_out(disk: Any) -> None:
         first.lock("service-2")
     successor.close()
     first.lock("service-2").close()
+
+
+def test_a_name_that_may_not_last_is_no_collection_yet(disk: Any) -> None:
+    """Neither its creation nor its being there is answered, nor is it opened, until its name is durable."""
+    disk.objects.after = not_durable("create", "names/other")
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            disk.root.create("other", disk.spaces, "one-id")
+    uuid = disk.root.collections()["other"]
+    with pytest.raises(UnavailableError):
+        disk.root.open(uuid)
+    disk.objects.after = lambda *_: None
+    with pytest.raises(CollectionExistsError):
+        disk.root.create("other", disk.spaces, "one-id")
+    disk.root.open(uuid).close()
+
+
+def test_nothing_is_erased_before_its_tombstone_lasts(disk: Any, chunk: Build) -> None:
+    """A power cut that took the tombstone back would leave a name without its collection."""
+    store = disk.store()
+    store.ingest([chunk(0)])
+    store.close()
+    before = everything(disk, disk.uuid)
+    disk.objects.after = not_durable("write", "tombstones/")
+    for attempt in (lambda: disk.root.delete("docs"), lambda: disk.root.delete("docs"), disk.root.sweep):
+        with pytest.raises(UnavailableError):
+            attempt()
+        assert everything(disk, disk.uuid) == before
+        assert disk.objects.list("names") == ["names/docs.json"]
+    disk.objects.after = lambda *_: None
+    disk.root.sweep()
+    assert everything(disk, disk.uuid) == disk.objects.list("names") == []
+
+
+def test_a_claim_that_fails_is_said(disk: Any) -> None:
+    """A router whose number may not last has none; the next claim takes a greater one."""
+    disk.objects.after = not_durable("create", "router/")
+    with pytest.raises(UnavailableError):
+        router_epoch.claim(disk.objects)
+    disk.objects.after = lambda *_: None
+    assert router_epoch.claim(disk.objects) == 2
