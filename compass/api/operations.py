@@ -117,7 +117,7 @@ _TABLE = (
         body=schemas.IngestRequest,
         example=_CHUNKS,
         port="collection",
-        method="ingest",  # a write is keyed by (file_id, chunk_index)
+        method="ingest",  # with the name of its attempt: sent again, it is answered with its receipt
     ),
     Operation(
         "chunks",
@@ -141,8 +141,7 @@ _TABLE = (
         schemas.DeleteAnswer,
         path=CHUNK,
         port="collection",
-        method="delete",
-        repeatable=False,  # the second answer would be that there is no such chunk
+        method="delete",  # as ingest
     ),
     Operation(
         "delete",
@@ -154,8 +153,7 @@ _TABLE = (
         body=schemas.DeleteRequest,
         example='{"filters": {"file_id": "guide.md"}}',
         port="collection",
-        method="delete",
-        repeatable=False,  # by a filter it would also take what was written in between
+        method="delete",  # as ingest
     ),
     Operation(
         "search",

@@ -23,8 +23,8 @@ PAUSE_S = 0.1
 class Remote:
     """An actor's methods as coroutines. A call that a crash interrupted is sent again.
 
-    Most methods of ours may be sent twice: a write is keyed by `(file_id, chunk_index)`, a read changes
-    nothing. Those named in `once` are not; an interrupted one is an UnavailableError, and may have happened.
+    Most methods of ours may be sent twice: a write names its attempt and is answered with its receipt then, a read
+    changes nothing. Those named in `once` are not; an interrupted one is an UnavailableError, and may have happened.
 
     Raises (from each call):
         CompassError: what the method raised, or the constructor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from compass.domain.chunk import ChunkInput, has_text
@@ -37,7 +38,7 @@ class Ingest:
                 advice = "send it in embeddings: {space: [...]}, or send expected_epoch"
                 check_bare_vector(route, order.expected_epoch, advice)
             chunks = chunks_to_store(order.chunks, route)
-            receipt = await self._context.collection(route.uuid).ingest(chunks)
+            receipt = await self._context.collection(route.uuid).ingest(chunks, _attempt())
         self._context.acknowledge(route, receipt.seq)
         pending = await self._followers.until_findable(route, receipt.seq, _texts(chunks), order.wait_s)
         return IngestReceipt(
@@ -63,11 +64,16 @@ class Ingest:
         """Delete chunks by ids, or by a filter."""
         async with self._context.table.route(collection, None) as routed:
             route = routed.route
-            receipt = await self._context.collection(route.uuid).delete(ids, where)
+            receipt = await self._context.collection(route.uuid).delete(ids, where, _attempt())
         self._context.acknowledge(route, receipt.seq)
         if receipt.deleted:  # gone from every space before the call returns, whichever gateway is asked next
             await self._followers.lacking(route.spaces.values(), receipt.seq, 0, 0.0)
         return receipt
+
+
+def _attempt() -> str:
+    """Names one write: when its answer is lost with the writer, and it is sent again, it finds its receipt."""
+    return secrets.token_hex(8)
 
 
 def _texts(chunks: Sequence[ChunkInput]) -> int:

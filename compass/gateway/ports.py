@@ -69,11 +69,11 @@ class Router(Protocol):
 class Collection(Protocol):
     """The only writer of one collection."""
 
-    async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
-        """Write chunks; durable when it returns."""
+    async def ingest(self, chunks: Sequence[ChunkInput], attempt: str | None = None) -> Ingested:
+        """Write chunks; durable when it returns. Sent again with the same `attempt` it changes nothing."""
 
-    async def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
-        """Delete by ids or by a filter, not both."""
+    async def delete(self, ids: Sequence[int], where: Filter | None, attempt: str | None = None) -> Deleted:
+        """Delete by ids or by a filter, not both. Sent again with the same `attempt` it changes nothing."""
 
     async def chunk(self, chunk_id: int) -> Chunk | None:
         """One chunk, or None."""

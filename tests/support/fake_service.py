@@ -92,12 +92,14 @@ class FakeCollection:
 
     def __init__(self) -> None:
         self.seq, self.writes = 1, 0
+        self.attempts: list[str | None] = []
         self.rows: dict[int, Chunk] = {}
         self.sent: dict[int, dict[str, FloatVector]] = {}  # the callers' vectors, by id
         self.on_stats: Callable[[], object] = lambda: None
         self._ids: dict[tuple[str, int], int] = {}
 
-    async def ingest(self, chunks: Sequence[ChunkInput]) -> Ingested:
+    async def ingest(self, chunks: Sequence[ChunkInput], attempt: str | None = None) -> Ingested:
+        self.attempts.append(attempt)
         self._commit()
         ids = []
         for c in chunks:
@@ -120,7 +122,8 @@ class FakeCollection:
             ids.append(row_id)
         return Ingested(self.seq, ids)
 
-    async def delete(self, ids: Sequence[int], where: Filter | None) -> Deleted:
+    async def delete(self, ids: Sequence[int], where: Filter | None, attempt: str | None = None) -> Deleted:
+        self.attempts.append(attempt)
         self._commit()
         gone = [i for i, row in self.rows.items() if (where.matches(row) if where else i in ids)]
         for row_id in gone:

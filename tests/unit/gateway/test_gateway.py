@@ -46,6 +46,16 @@ async def test_an_ingest_waits_for_the_default_space_and_reports_the_others(docs
     assert docs.index("docs", "fed").followed == [(answer["seq"], 0.0)]
 
 
+async def test_each_write_names_its_attempt(docs: FakeService) -> None:
+    """A call that is sent again, for its answer was lost, is known by it; another call has another one."""
+    await ingest(docs, CHUNK)
+    await ingest(docs, CHUNK)
+    await docs.call("delete", collection="docs", body={"ids": [1]})
+    attempts = docs.collection("docs").attempts
+    assert len(set(attempts)) == len(attempts) == 3
+    assert None not in attempts
+
+
 async def test_an_ingest_waits_ten_seconds_unless_said(docs: FakeService) -> None:
     """The reference's clients expect to find what they wrote; 0 answers once durable."""
     await ingest(docs, CHUNK)
