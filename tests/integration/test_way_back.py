@@ -32,7 +32,7 @@ def _embed_server(port: int, wait_until: Any) -> Iterator[subprocess.Popen[bytes
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, trust_env=False).status_code == 200
+        return httpx.get(url, trust_env=False, timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
