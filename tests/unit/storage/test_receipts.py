@@ -175,7 +175,7 @@ def test_attempts_that_share_a_commit(disk: Any, chunk: Build) -> None:
     assert newer.ingest([chunk(0, "x")], "b") == answers["two"]
 
 
-def test_a_batch_larger_than_a_commit_is_wont_to_be(disk: Any, chunk: Build) -> None:
+def test_a_batch_larger_than_a_group_is_one_commit(disk: Any, chunk: Build) -> None:
     """A batch is one commit, whatever its size, and so is its receipt."""
     store = disk.store(group_rows=3)
     batch = [chunk(i) for i in range(10)]
