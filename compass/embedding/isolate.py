@@ -1,52 +1,32 @@
-"""Who is to blame when texts are refused: one of the texts, or the endpoint.
+"""Who is to blame when texts get no vectors: one of the texts, or the endpoint. The one rule, for whoever embeds.
 
-A refused list is halved until the refused text stands alone. Before a first text is blamed, the endpoint must take
-a harmless one: an endpoint that refuses everything is misconfigured, and no text is to blame.
+A batch that was answered badly is halved until the text at fault stands alone. Two halves that both fail prove
+nothing of the texts, and a text that fails alone neither: then the endpoint is asked for a control, a harmless text
+that it has embedded before. Where the control fails too the endpoint is to blame, and no text is. Where it passes
+the text is to blame; after a fault that may pass it is asked once more first.
+
+One such text among n costs 2 log2(n) + 2 further requests at most. What may pass by itself, such as a closed
+connection, is tried some times more each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import Enum
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from compass.domain.chunk import FloatMatrix, has_text
+from compass.domain.embedding.blame import Fault, endpoint_error, fault_of, reason_of
 from compass.domain.embedding.contract import CONTROL_TEXT, Embedded, Embedder
-from compass.errors import (
-    EmbeddingError,
-    EndpointForbiddenError,
-    EndpointRefusedError,
-    EndpointUnavailableError,
-)
+from compass.errors import EmbeddingError
 
-MODEL_FAILED = 424  # the status of a model that failed; that may be mended
 EMPTY_TEXT = "the text is empty: it has no vector"
-
-
-class Blame(Enum):
-    """What the answer to a harmless text says about one that was refused."""
-
-    TEXT = "text"  # the harmless one is taken: the text is refused for itself
-    ENDPOINT = "endpoint"  # the harmless one is refused too: no request of this form succeeds
-    MODEL = "model"  # the model fails at the harmless one too: it may be mended
-    UNKNOWN = "unknown"  # another fault came between
-
-
-def blame(control_error: EmbeddingError | None) -> Blame:
-    """Who is to blame for a text that was refused alone, by the error that a harmless text has met since."""
-    match control_error:
-        case None:
-            return Blame.TEXT
-        case EndpointRefusedError():
-            return Blame.MODEL if control_error.fields.get("status") == MODEL_FAILED else Blame.ENDPOINT
-    return Blame.UNKNOWN
-
-
-def refuses_everything(reason: str) -> str:
-    """The detail of an error that blames the endpoint."""
-    return f"{reason} (it refuses every text, a harmless one too)"
+ATTEMPTS = 3  # of a request whose fault passes; one that was answered with silence has taken its time already
+FIRST_PAUSE_S = 0.1  # between two of them; it doubles
 
 
 def split_at_empty(texts: Sequence[str]) -> tuple[list[tuple[int, int]], dict[int, str]]:
@@ -68,89 +48,186 @@ def split_at_empty(texts: Sequence[str]) -> tuple[list[tuple[int, int]], dict[in
 
 @runtime_checkable
 class IsolatingEmbedder(Embedder, Protocol):
-    """An embedder that finds refused texts itself, request by request."""
+    """An embedder that finds the texts at fault itself, request by request."""
 
     async def embed_each(self, texts: Sequence[str]) -> Embedded:
         """As `embed_each` of this module."""
 
 
 async def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
-    """Embed all that can be embedded: a text that the endpoint refuses fails alone, the rest goes on.
-
-    One poison text among n costs about 3 n inputs, so give a few batches at a time, not a corpus.
+    """Embed all that can be embedded: a text that is to blame fails alone, the rest goes on.
 
     Raises:
-        EndpointForbiddenError: it refuses everything.
-        EndpointUnavailableError: its model fails on everything (424), or it is down.
-        EndpointAnswerError: it lied until the retries were over.
+        EndpointForbiddenError: the endpoint refuses everything.
+        EndpointUnavailableError: it fails at everything, is down or overloaded.
+        EndpointAnswerError: it answers everything with what are no vectors of the space.
     """
     if isinstance(embedder, IsolatingEmbedder):
         return await embedder.embed_each(texts)
     stretches, refused = split_at_empty(texts)
-    bisection = Bisection(embedder, texts)
-    for start, stop in stretches:
-        await bisection.embed(start, stop)
-    return await bisection.result(refused)
+    outcome = Outcome(refused=refused)
+    await Isolation(texts, embedder.embed, outcome).embed(stretches)
+    return outcome.embedded(await embedder.embed([]))
 
 
-class Bisection:
-    """Halves a list of texts until each has a vector or is refused alone."""
+@dataclass(slots=True)
+class Outcome:
+    """What became of the texts of a call, in whatever order it is found out.
 
-    def __init__(self, embedder: Embedder, texts: Sequence[str]) -> None:
-        self._embedder, self._texts = embedder, texts
-        self._rows: list[int] = []
-        self._parts: list[FloatMatrix] = []
-        self._refused: dict[int, str] = {}
-        self._trusted = False  # whether the endpoint has taken any text
+    Attributes:
+        parts: Rows by the position of their first text.
+        refused: Why a text is to blame, by position.
+    """
 
-    async def embed(self, start: int, stop: int) -> None:
-        """Put each text of the range among the rows or the refused.
+    parts: dict[int, FloatMatrix] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def land(self, start: int, rows: FloatMatrix) -> None:
+        """The texts from `start` on have these rows."""
+        self.parts[start] = rows
+
+    def refuse(self, at: int, reason: str) -> None:
+        """This text is to blame."""
+        self.refused[at] = reason
+
+    def embedded(self, no_rows: FloatMatrix) -> Embedded:
+        """All of it, in the order of the texts; `no_rows` has the shape (0, dims)."""
+        starts = sorted(self.parts)
+        rows = [at for start in starts for at in range(start, start + len(self.parts[start]))]
+        vectors = np.concatenate([no_rows, *(self.parts[start] for start in starts)])
+        return Embedded(rows, vectors, dict(sorted(self.refused.items())))
+
+
+class Landing(Protocol):
+    """Where the outcome of texts is put."""
+
+    def land(self, start: int, rows: FloatMatrix) -> None:
+        """The texts from `start` on have these rows."""
+
+    def refuse(self, at: int, reason: str) -> None:
+        """This text is to blame."""
+
+
+class Isolation:
+    """Finds which texts of a bad answer are to blame, at one endpoint.
+
+    Attributes:
+        left: The stretches (start, stop) whose outcome is not known yet, in order.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        send: Callable[[Sequence[str]], Awaitable[FloatMatrix]],
+        landing: Landing,
+        control: str = CONTROL_TEXT,
+        too_many: Callable[[int, EmbeddingError], None] = lambda count, error: None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            texts: Of which stretches are to be settled.
+            send: One request for these texts to the endpoint; raises an EmbeddingError.
+            landing: Told what becomes of each text.
+            control: A harmless text.
+            too_many: Told when a batch of `count` texts failed with an error, and both its halves passed.
+            pause: Waits so many seconds.
+        """
+        self.left: list[tuple[int, int]] = []
+        self._texts, self._send, self._landing = texts, send, landing
+        self._control, self._too_many, self._pause = control, too_many, pause
+        self._trusted = False  # whether it has embedded anything since the first bad answer
+
+    async def embed(self, stretches: Sequence[tuple[int, int]]) -> None:
+        """Settle stretches that it has not been asked for yet.
 
         Raises:
-            EmbeddingError: as `embed_each`.
+            EmbeddingError: as `settle`.
         """
-        try:
-            vectors = await self._embedder.embed(self._texts[start:stop])
-        except EndpointRefusedError as error:
-            if stop - start == 1:
-                await self._ensure_trusted()
-                self._refused[start] = error.detail
-                return
-        else:
+        self.left.extend(stretches)
+        for stretch in stretches:
+            error = await self._try(*stretch)
+            if error is not None:
+                await self._settle(*stretch, error)
+
+    async def settle(self, start: int, stop: int, error: EmbeddingError) -> None:
+        """Settle a stretch whose request was answered with `error`; what it finds is final, text by text.
+
+        Raises:
+            EmbeddingError: the endpoint is to blame, or has too much to do; `left` is what is not settled.
+        """
+        self.left.append((start, stop))
+        if stop - start > 1 and fault_of(error) is Fault.PASSING:  # tried for a while: is the endpoint there at all?
+            await self.ask_control()
+        await self._settle(start, stop, error)
+
+    async def ask_control(self) -> None:
+        """Return once the endpoint has embedded a harmless text.
+
+        Raises:
+            EmbeddingError: it has not: the endpoint is to blame.
+        """
+        answer = await self._request([self._control])
+        if not isinstance(answer, EmbeddingError):
             self._trusted = True
-            self._rows.extend(range(start, stop))
-            self._parts.append(vectors)
+            return
+        raise endpoint_error(answer)
+
+    async def _settle(self, start: int, stop: int, error: EmbeddingError) -> None:
+        if not fault_of(error).may_be_a_texts:
+            raise error
+        if stop - start == 1:
+            await self._settle_one(start, error)
             return
         middle = (start + stop) // 2
-        await self.embed(start, middle)
-        await self.embed(middle, stop)
+        halves = [(start, middle), (middle, stop)]
+        self._replace((start, stop), halves)
+        failed = [(half, fault) for half in halves if (fault := await self._try(*half)) is not None]
+        if not failed:
+            self._too_many(stop - start, error)
+        elif len(failed) == 2 and not self._trusted:
+            await self.ask_control()
+        for half, fault in failed:
+            await self._settle(*half, fault)
 
-    async def result(self, refused: dict[int, str]) -> Embedded:
-        """What became of all the texts; `refused`: those that were never sent."""
-        parts = self._parts or [await self._embedder.embed([])]
-        return Embedded(self._rows, np.concatenate(parts), refused | self._refused)
-
-    async def _ensure_trusted(self) -> None:
-        """Return once the endpoint has taken a text.
-
-        Raises:
-            EndpointForbiddenError: it refuses a harmless one.
-            EndpointUnavailableError: its model fails at a harmless one.
-            EmbeddingError: another fault came between.
-        """
-        if self._trusted:
+    async def _settle_one(self, at: int, error: EmbeddingError) -> None:
+        """A text that fails alone is to blame if a control passes now, and it fails once more where it may not."""
+        await self.ask_control()
+        last: EmbeddingError | None = error
+        if fault_of(error).may_pass:
+            last = await self._try(at, at + 1)
+        if last is None:
             return
-        try:
-            await self._embedder.embed([CONTROL_TEXT])
-        except EmbeddingError as error:
-            match blame(error):
-                case Blame.ENDPOINT:
-                    fault: EmbeddingError = EndpointForbiddenError(refuses_everything(error.detail), error.fields)
-                case Blame.MODEL:
-                    fault = EndpointUnavailableError(refuses_everything(error.detail), error.fields)
-                case _:
-                    raise
-        else:
-            self._trusted = True
-            return
-        raise fault
+        if not fault_of(last).may_be_a_texts:
+            raise last
+        self._landing.refuse(at, reason_of(last))
+        self.left.remove((at, at + 1))
+
+    async def _try(self, start: int, stop: int) -> EmbeddingError | None:
+        """Ask for a stretch: its rows land, or the error is returned."""
+        rows = await self._request(self._texts[start:stop])
+        if isinstance(rows, EmbeddingError):
+            return rows
+        self._trusted = True
+        self._landing.land(start, rows)
+        self.left.remove((start, stop))
+        return None
+
+    async def _request(self, texts: Sequence[str]) -> FloatMatrix | EmbeddingError:
+        """One request, tried again with patience while its fault is one that passes."""
+        pause_s = FIRST_PAUSE_S
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._send(texts)
+            except EmbeddingError as fault:
+                error = fault
+            if fault_of(error) is not Fault.PASSING or error.fields.get("timed_out") or attempt == ATTEMPTS:
+                break
+            await self._pause(pause_s * random.uniform(0.5, 1.5))
+            pause_s *= 2
+        return error
+
+    def _replace(self, stretch: tuple[int, int], parts: Sequence[tuple[int, int]]) -> None:
+        at = self.left.index(stretch)
+        self.left[at : at + 1] = parts

@@ -15,32 +15,15 @@ from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import ServerInfo
 from compass.domain.space import SpaceConfig
 from compass.embedding.builtin import HashingModel
-from compass.embedding.isolate import Blame, blame, embed_each, split_at_empty
+from compass.embedding.isolate import embed_each, split_at_empty
 from compass.embedding.open import open_embedder
 from compass.errors import (
-    EmbeddingError,
     EndpointAnswerError,
     EndpointForbiddenError,
     EndpointRefusedError,
     EndpointUnavailableError,
 )
 from compass.testing.embed_server import served
-
-
-@pytest.mark.parametrize(
-    ("control_error", "expected"),
-    [
-        (None, Blame.TEXT),
-        (EndpointRefusedError("no", {"status": 422}), Blame.ENDPOINT),
-        (EndpointRefusedError("too many bytes"), Blame.ENDPOINT),
-        (EndpointRefusedError("the model failed", {"status": 424}), Blame.MODEL),
-        (EndpointUnavailableError("down", {"status": 503}), Blame.UNKNOWN),
-        (EndpointAnswerError("no rows"), Blame.UNKNOWN),
-    ],
-)
-def test_a_harmless_text_says_who_is_to_blame(control_error: EmbeddingError | None, expected: Blame) -> None:
-    """The text only where the harmless one is taken; 424 means the model; another fault says nothing."""
-    assert blame(control_error) is expected
 
 
 def test_empty_texts_are_refused_before_anything_is_sent() -> None:
