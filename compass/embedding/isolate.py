@@ -1,11 +1,16 @@
 """Who is to blame when texts get no vectors: one of the texts, or the endpoint. The one rule, for whoever embeds.
 
-A batch that was answered badly is halved until the text at fault stands alone. Two halves that both fail prove
-nothing of the texts, and a text that fails alone neither: then the endpoint is asked for a control, a harmless text
-that it has embedded before. Where the control fails too the endpoint is to blame, and no text is. Where it passes
-the text is to blame; after a fault that may pass it is asked once more first.
+A batch that was answered badly is halved until the text at fault stands alone. A half that passes shows that the
+endpoint works. Two halves that both fail show nothing, nor does a text that fails alone: then the endpoint is asked
+for a control, a harmless text that it has embedded before. Where the control fails too the endpoint is to blame, and
+no text is. A text is to blame when it failed alone and the endpoint gave a good answer since; where the fault may
+pass, it has failed alone twice.
 
-One such text among n costs 2 log2(n) + 2 further requests at most. What may pass by itself, such as a closed
+The order counts: a text alone in its request is asked once more after the control, so that an endpoint that was away
+for a moment costs no text. The last text of a batch has failed in company, before another one passed; it is asked
+once more at once, so that an endpoint that fails every other time costs no text either.
+
+One text at fault among n costs 2 log2(n) + 2 further requests at most. What may pass by itself, such as a closed
 connection, is tried some times more each time.
 """
 
@@ -108,6 +113,16 @@ class Landing(Protocol):
         """This text is to blame."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A stretch that failed, and how many good answers there had been until then."""
+
+    start: int
+    stop: int
+    error: EmbeddingError
+    good_answers: int
+
+
 class Isolation:
     """Finds which texts of a bad answer are to blame, at one endpoint.
 
@@ -136,8 +151,9 @@ class Isolation:
         """
         self.left: list[tuple[int, int]] = []
         self._texts, self._send, self._landing = texts, send, landing
+        self._reason = ""
         self._control, self._too_many, self._pause = control, too_many, pause
-        self._trusted = False  # whether it has embedded anything since the first bad answer
+        self._good_answers = 0  # to whatever text, since the first bad one
 
     async def embed(self, stretches: Sequence[tuple[int, int]]) -> None:
         """Settle stretches that it has not been asked for yet.
@@ -147,9 +163,9 @@ class Isolation:
         """
         self.left.extend(stretches)
         for stretch in stretches:
-            error = await self._try(*stretch)
-            if error is not None:
-                await self._settle(*stretch, error)
+            failure = await self._try(*stretch)
+            if failure is not None:
+                await self._settle(*stretch, failure.error)
 
     async def settle(self, start: int, stop: int, error: EmbeddingError) -> None:
         """Settle a stretch whose request was answered with `error`; what it finds is final, text by text.
@@ -170,46 +186,68 @@ class Isolation:
         """
         answer = await self._request([self._control])
         if not isinstance(answer, EmbeddingError):
-            self._trusted = True
+            self._good_answers += 1
             return
         raise endpoint_error(answer)
 
     async def _settle(self, start: int, stop: int, error: EmbeddingError) -> None:
         if not fault_of(error).may_be_a_texts:
             raise error
-        if stop - start == 1:
-            await self._settle_one(start, error)
+        if stop - start == 1:  # a request of its own: once more is right after the control
+            await self.ask_control()
+            if await self._fails_once_more(start, error):
+                self._refuse(start)
             return
         middle = (start + stop) // 2
         halves = [(start, middle), (middle, stop)]
         self._replace((start, stop), halves)
-        failed = [(half, fault) for half in halves if (fault := await self._try(*half)) is not None]
-        if not failed:
+        failures = [failure for half in halves if (failure := await self._try(*half)) is not None]
+        if not failures:
             self._too_many(stop - start, error)
-        elif len(failed) == 2 and not self._trusted:
+        elif len(failures) == 2 and not self._good_answers:
             await self.ask_control()
-        for half, fault in failed:
-            await self._settle(*half, fault)
+        for failure in failures:
+            if not fault_of(failure.error).may_be_a_texts:
+                raise failure.error
+            if failure.stop - failure.start > 1:
+                await self._settle(failure.start, failure.stop, failure.error)
+            else:
+                await self._settle_last(failure)
 
-    async def _settle_one(self, at: int, error: EmbeddingError) -> None:
-        """A text that fails alone is to blame if a control passes now, and it fails once more where it may not."""
-        await self.ask_control()
-        last: EmbeddingError | None = error
-        if fault_of(error).may_pass:
-            last = await self._try(at, at + 1)
-        if last is None:
-            return
-        if not fault_of(last).may_be_a_texts:
-            raise last
-        self._landing.refuse(at, reason_of(last))
+    async def _settle_last(self, failure: _Failure) -> None:
+        """A text that is left of a batch: it fails alone, perhaps once more, and a control has passed since."""
+        if await self._fails_once_more(failure.start, failure.error):
+            if self._good_answers == failure.good_answers:
+                await self.ask_control()
+            self._refuse(failure.start)
+
+    async def _fails_once_more(self, at: int, error: EmbeddingError) -> bool:
+        """Whether a text still fails, where its fault may pass; keeps the last reason.
+
+        Raises:
+            EmbeddingError: the endpoint has too much to do.
+        """
+        self._reason = reason_of(error)
+        if not fault_of(error).may_pass:
+            return True
+        failure = await self._try(at, at + 1)
+        if failure is None:
+            return False
+        if not fault_of(failure.error).may_be_a_texts:
+            raise failure.error
+        self._reason = reason_of(failure.error)
+        return True
+
+    def _refuse(self, at: int) -> None:
+        self._landing.refuse(at, self._reason)
         self.left.remove((at, at + 1))
 
-    async def _try(self, start: int, stop: int) -> EmbeddingError | None:
-        """Ask for a stretch: its rows land, or the error is returned."""
+    async def _try(self, start: int, stop: int) -> _Failure | None:
+        """Ask for a stretch: its rows land, or its failure is returned."""
         rows = await self._request(self._texts[start:stop])
         if isinstance(rows, EmbeddingError):
-            return rows
-        self._trusted = True
+            return _Failure(start, stop, rows, self._good_answers)
+        self._good_answers += 1
         self._landing.land(start, rows)
         self.left.remove((start, stop))
         return None
