@@ -108,7 +108,7 @@ async def opened(embedder_kind: str, *servers: Served, size: int = 32, **options
     if embedder_kind == "pool":
         embedder = PoolEmbedder(urls, CONFIG, **{"retry_s": 0.0, "kind": "document", **common})
     else:
-        embedder = FleetEmbedder(urls, CONFIG, endpoint_timeout_s=60.0, clock=ManualClock(), **common)
+        embedder = FleetEmbedder(urls, CONFIG, **{"endpoint_timeout_s": 60.0, "clock": ManualClock(), **common})
     try:
         async with asyncio.timeout(120):
             yield embedder
@@ -167,11 +167,13 @@ async def test_where_the_control_meets_it_too_the_endpoint_is_to_blame(fault: st
     """No text is; the error says at which URL, with which status, for which reason, and what to do."""
     response, expected, _, _ = FAULTS[fault]
     asked: list[list[str]] = []
+    clock = ManualClock()
+    options: dict[str, Any] = {"clock": clock} if kind == "fleet" else {}
     with served("m", DIMS, tei=tei, reply=meeting(response, asked, control_passes=False)) as server:
-        async with opened(kind, server) as embedder:
+        async with opened(kind, server, **options) as embedder:
             work = asyncio.create_task(embed_each(embedder, batch(8, 5)))
             if expected is EndpointUnavailableError and kind == "fleet":
-                error = await _given_up(embedder, work)  # it may be mended: the fleet waits
+                error = await _given_up(embedder, clock, work)  # it may be mended: the fleet waits
             else:
                 with pytest.raises(expected, match="every text, a harmless one too") as caught:
                     await work
@@ -182,10 +184,9 @@ async def test_where_the_control_meets_it_too_the_endpoint_is_to_blame(fault: st
     assert asked[:4] == [batch(8, 5), batch(8, 5)[:4], batch(8, 5)[4:], [CONTROL_TEXT]]
 
 
-async def _given_up(embedder: Embedder, work: asyncio.Task[Embedded]) -> EmbeddingError:
+async def _given_up(embedder: Embedder, clock: ManualClock, work: asyncio.Task[Embedded]) -> EmbeddingError:
     """The error of a fleet's work when its time without a good answer is over."""
     await until(lambda: embedder.endpoints()[0].state == "down", UNTIL_S)
-    clock = embedder._clock  # type: ignore[attr-defined] # a fleet's
     clock.advance(60.0)
     with pytest.raises(EndpointUnavailableError) as caught:
         await work
