@@ -27,7 +27,7 @@ import numpy as np
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding.blame import Fault, endpoint_error, fault_of, reason_of
 from compass.domain.embedding.contract import CONTROL_TEXT, Embedded, Embedder
-from compass.errors import EmbeddingError
+from compass.errors import EmbeddingError, EndpointRefusedError
 
 EMPTY_TEXT = "the text is empty: it has no vector"
 ATTEMPTS = 3  # of a request whose fault passes; one that was answered with silence has taken its time already
@@ -62,6 +62,9 @@ class IsolatingEmbedder(Embedder, Protocol):
 async def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
     """Embed all that can be embedded: a text that is to blame fails alone, the rest goes on.
 
+    Embedders of endpoints find such texts themselves. Of any other one, a model in this process, only a refusal is
+    looked into: whatever else goes wrong there is raised as it is.
+
     Raises:
         EndpointForbiddenError: the endpoint refuses everything.
         EndpointUnavailableError: it fails at everything, is down or overloaded.
@@ -71,8 +74,12 @@ async def embed_each(embedder: Embedder, texts: Sequence[str]) -> Embedded:
         return await embedder.embed_each(texts)
     stretches, refused = split_at_empty(texts)
     outcome = Outcome(refused=refused)
-    await Isolation(texts, embedder.embed, outcome).embed(stretches)
-    return outcome.embedded(await embedder.embed([]))
+    await Isolation(texts, embedder.embed, outcome, fault_of=_refusals_alone).embed(stretches)
+    return outcome.embedded(None if outcome.parts else await embedder.embed([]))
+
+
+def _refusals_alone(error: EmbeddingError) -> Fault:
+    return fault_of(error) if isinstance(error, EndpointRefusedError) else Fault.ENDPOINT
 
 
 @dataclass(slots=True)
@@ -95,11 +102,12 @@ class Outcome:
         """This text is to blame."""
         self.refused[at] = reason
 
-    def embedded(self, no_rows: FloatMatrix) -> Embedded:
-        """All of it, in the order of the texts; `no_rows` has the shape (0, dims)."""
+    def embedded(self, no_rows: FloatMatrix | None) -> Embedded:
+        """All of it, in the order of the texts; `no_rows`, of shape (0, dims), where there may be none."""
         starts = sorted(self.parts)
         rows = [at for start in starts for at in range(start, start + len(self.parts[start]))]
-        vectors = np.concatenate([no_rows, *(self.parts[start] for start in starts)])
+        none = [] if no_rows is None else [no_rows]
+        vectors = np.concatenate([*none, *(self.parts[start] for start in starts)])
         return Embedded(rows, vectors, dict(sorted(self.refused.items())))
 
 
@@ -138,6 +146,7 @@ class Isolation:
         control: str = CONTROL_TEXT,
         too_many: Callable[[int, EmbeddingError], None] = lambda count, error: None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        fault_of: Callable[[EmbeddingError], Fault] = fault_of,
     ) -> None:
         """Ask nothing yet.
 
@@ -148,11 +157,13 @@ class Isolation:
             control: A harmless text.
             too_many: Told when a batch of `count` texts failed with an error, and both its halves passed.
             pause: Waits so many seconds.
+            fault_of: What an error says of the texts of its request.
         """
         self.left: list[tuple[int, int]] = []
         self._texts, self._send, self._landing = texts, send, landing
         self._reason = ""
         self._control, self._too_many, self._pause = control, too_many, pause
+        self._fault_of = fault_of
         self._good_answers = 0  # to whatever text, since the first bad one
 
     async def embed(self, stretches: Sequence[tuple[int, int]]) -> None:
@@ -174,7 +185,9 @@ class Isolation:
             EmbeddingError: the endpoint is to blame, or has too much to do; `left` is what is not settled.
         """
         self.left.append((start, stop))
-        if stop - start > 1 and fault_of(error) is Fault.PASSING:  # tried for a while: is the endpoint there at all?
+        if (
+            stop - start > 1 and self._fault_of(error) is Fault.PASSING
+        ):  # tried for a while: is the endpoint there at all?
             await self.ask_control()
         await self._settle(start, stop, error)
 
@@ -188,10 +201,10 @@ class Isolation:
         if not isinstance(answer, EmbeddingError):
             self._good_answers += 1
             return
-        raise endpoint_error(answer)
+        raise endpoint_error(answer) if self._fault_of(answer).may_be_a_texts else answer
 
     async def _settle(self, start: int, stop: int, error: EmbeddingError) -> None:
-        if not fault_of(error).may_be_a_texts:
+        if not self._fault_of(error).may_be_a_texts:
             raise error
         if stop - start == 1:  # a request of its own: once more is right after the control
             await self.ask_control()
@@ -207,7 +220,7 @@ class Isolation:
         elif len(failures) == 2 and not self._good_answers:
             await self.ask_control()
         for failure in failures:
-            if not fault_of(failure.error).may_be_a_texts:
+            if not self._fault_of(failure.error).may_be_a_texts:
                 raise failure.error
             if failure.stop - failure.start > 1:
                 await self._settle(failure.start, failure.stop, failure.error)
@@ -228,12 +241,12 @@ class Isolation:
             EmbeddingError: the endpoint has too much to do.
         """
         self._reason = reason_of(error)
-        if not fault_of(error).may_pass:
+        if not self._fault_of(error).may_pass:
             return True
         failure = await self._try(at, at + 1)
         if failure is None:
             return False
-        if not fault_of(failure.error).may_be_a_texts:
+        if not self._fault_of(failure.error).may_be_a_texts:
             raise failure.error
         self._reason = reason_of(failure.error)
         return True
@@ -260,7 +273,7 @@ class Isolation:
                 return await self._send(texts)
             except EmbeddingError as fault:
                 error = fault
-            if fault_of(error) is not Fault.PASSING or error.fields.get("timed_out") or attempt == ATTEMPTS:
+            if self._fault_of(error) is not Fault.PASSING or error.fields.get("timed_out") or attempt == ATTEMPTS:
                 break
             await self._pause(pause_s * random.uniform(0.5, 1.5))
             pause_s *= 2

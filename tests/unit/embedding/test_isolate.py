@@ -95,8 +95,8 @@ async def test_a_lone_poison_text_is_refused_by_a_working_endpoint() -> None:
     assert done.vectors.shape == (0, 2)
 
 
-async def test_an_endpoint_that_lies_about_everything_blames_no_text() -> None:
-    """The harmless text has no good answer either."""
+async def test_other_faults_go_through() -> None:
+    """Of an embedder that does not look itself only a refusal is bisected: other faults are not blamed on a text."""
 
     class Liar(Picky):
         async def embed(self, texts: Sequence[str]) -> FloatMatrix:
