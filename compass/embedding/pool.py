@@ -19,7 +19,8 @@ import stamina
 
 from compass.domain.chunk import FloatMatrix, has_text
 from compass.domain.embedding.aimd import FIRST_BATCH
-from compass.domain.embedding.contract import Kind, ServerInfo
+from compass.domain.embedding.blame import FILTERED, MODEL_FAILED, Fault, fault_of, reason_of
+from compass.domain.embedding.contract import Embedded, Kind, ServerInfo
 from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.space import SpaceConfig
@@ -27,7 +28,9 @@ from compass.embedding.endpoint.base import Endpoint, TooManyError
 from compass.embedding.endpoint.connections import Connections
 from compass.embedding.endpoint.open import open_endpoint
 from compass.embedding.endpoint.wire import check_key
+from compass.embedding.isolate import Isolation, Outcome, split_at_empty
 from compass.errors import (
+    EmbeddingError,
     EndpointAnswerError,
     EndpointRefusedError,
     EndpointUnavailableError,
@@ -36,17 +39,29 @@ from compass.errors import (
 
 BACKEND_ATTEMPTS = 3  # how often 424 is taken for the moment's fault, before it is taken for the input's
 REQUESTS_PER_ENDPOINT = 4
-BACKEND_FAILED = 424
+TOO_LARGE = 413
 
 _T = TypeVar("_T")
 
 
 @dataclass(slots=True)
 class _Patience:
-    """What one batch has met so far; as stamina's backoff hook it decides whether and when to try again."""
+    """What one batch has met so far; as stamina's backoff hook it decides whether and when to try again.
+
+    Attributes:
+        total_s: How long it may be tried.
+        others: Endpoints that have not been tried yet.
+        isolates: Whether texts at fault are looked for afterwards: then what may be a text's is not tried again,
+            except elsewhere.
+        only: The one endpoint that is asked; None: any.
+        asked: The last one that was asked.
+    """
 
     total_s: float
-    others: int  # endpoints that have not been tried yet
+    others: int
+    isolates: bool = False
+    only: Endpoint | None = None
+    asked: Endpoint | None = None
     started: float = field(default_factory=time.monotonic)
     backend_failures: int = 0
     last: Exception | None = None
@@ -56,9 +71,18 @@ class _Patience:
         left = self.started + self.total_s - time.monotonic()
         return left if left > min(1.0, self.total_s / 10) else 0.0
 
+    def _may_help(self, error: EmbeddingError) -> bool:
+        """Whether the same request may succeed, here or elsewhere."""
+        fault = fault_of(error)
+        if self.only is not None:  # whoever isolates has patience of its own
+            return fault is Fault.BUSY
+        if self.isolates and fault in (Fault.FAILED, Fault.REFUSED):
+            return self.others > 0 and not isinstance(error, EndpointRefusedError)
+        return isinstance(error, EndpointUnavailableError | EndpointAnswerError)
+
     def __call__(self, error: Exception) -> bool | float:
         """True: after stamina's own backoff with jitter; a float: after so many seconds; False: no more."""
-        if not isinstance(error, EndpointUnavailableError | EndpointAnswerError):
+        if not isinstance(error, EmbeddingError) or not self._may_help(error):
             return False
         self.last, after_s = error, error.fields.get("retry_after")
         if self.others > 0:
@@ -110,7 +134,9 @@ class PoolEmbedder:
         self._config = config
         self._timeout_s, self._retry_s = timeout_s, retry_s
         self._wanted = batch_size
+        self._kind = kind
         self._learnt: int | None = None  # the largest batch that no endpoint has refused
+        self._proven = 0  # the largest batch that was answered
         self._slots: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
     def __repr__(self) -> str:
@@ -137,13 +163,31 @@ class PoolEmbedder:
             if not has_text(text):
                 raise EndpointRefusedError(f"text {i} is empty: it has no vector and is never sent", {"row": i})
         done = 0
-        parts: list[FloatMatrix] = [np.empty((0, self._config.dims), np.float32)]
+        parts: list[FloatMatrix] = [self._no_rows()]
         if texts and all(e.info is None for e in self._endpoints):
             done = min(self.batch_size, len(texts))
             parts.append(await self._batch(texts[:done]))
         step = self.batch_size
         rest = [self._batch(texts[i : i + step]) for i in range(done, len(texts), step)]
         return np.concatenate(parts + await _all(rest))
+
+    async def embed_each(self, texts: Sequence[str]) -> Embedded:
+        """Embed all that can be embedded: a text that is to blame for a bad answer fails alone, the rest goes on.
+
+        With several endpoints a batch that one has failed at, or turned away, is tried at the others first.
+
+        Raises:
+            EmbeddingError: as `isolate.embed_each`.
+        """
+        stretches, refused = split_at_empty(texts)
+        outcome = Outcome(refused=refused)
+        if stretches and all(e.info is None for e in self._endpoints):
+            start, stop = stretches.pop(0)
+            middle = min(start + self.batch_size, stop)
+            await self._settle(texts, start, middle, outcome)
+            stretches = [*([(middle, stop)] if middle < stop else []), *stretches]
+        await _all(self._settlings(texts, stretches, outcome))
+        return outcome.embedded(self._no_rows())
 
     def endpoints(self) -> list[EndpointStats]:
         """How each endpoint does, in their order."""
@@ -165,27 +209,133 @@ class PoolEmbedder:
         """The rows of texts that are meant to be one request; in halves where a server wants fewer."""
         try:
             async with self._request_slots():
-                return await self._retry(texts)
+                patience = self._patience()
+                try:
+                    return await self._retry(texts, patience)
+                except EmbeddingError as error:
+                    fault = error
+            return await self._rows_after_all(texts, fault, patience.asked)
         except TooManyError as refusal:
             if len(texts) == 1:
-                raise EndpointRefusedError(str(refusal), {"status": 413}) from None
+                raise EndpointRefusedError(str(refusal), {"status": TOO_LARGE}) from None
             step = min(self.batch_size, (len(texts) + 1) // 2)
         halves = [self._batch(texts[i : i + step]) for i in range(0, len(texts), step)]
         return np.concatenate(await _all(halves))
 
-    async def _retry(self, texts: Sequence[str]) -> FloatMatrix:
+    async def _rows_after_all(
+        self, texts: Sequence[str], error: EmbeddingError, endpoint: Endpoint | None
+    ) -> FloatMatrix:
+        """The rows of a request that went wrong, where the endpoint has them after all.
+
+        Raises:
+            EndpointRefusedError: the endpoint embeds other texts, so that one of these is to blame.
+            EmbeddingError: what went wrong.
+        """
+        filtered = error.fields.get("status") in FILTERED
+        failed_query = self._kind == "query" and fault_of(error) is Fault.FAILED
+        if endpoint is None or isinstance(error, EndpointRefusedError) or not (filtered or failed_query):
+            raise error
+        if len(texts) > 1:
+            await self._isolation(endpoint, [], Outcome()).ask_control()
+            raise EndpointRefusedError(reason_of(error), error.fields)
+        outcome = Outcome()
+        await self._isolation(endpoint, texts, outcome).settle(0, 1, error)
+        if outcome.refused:
+            raise EndpointRefusedError(outcome.refused[0], error.fields)
+        return outcome.parts[0]
+
+    def _settlings(
+        self, texts: Sequence[str], stretches: Sequence[tuple[int, int]], outcome: Outcome
+    ) -> list[Coroutine[Any, Any, None]]:
+        """The stretches, a batch each."""
+        step = self.batch_size
+        batches = [(i, min(i + step, stop)) for start, stop in stretches for i in range(start, stop, step)]
+        return [self._settle(texts, start, stop, outcome) for start, stop in batches]
+
+    async def _settle(self, texts: Sequence[str], start: int, stop: int, outcome: Outcome) -> None:
+        """Find the outcome of texts that are meant to be one request."""
+        patience = self._patience(isolates=True)
+        try:
+            async with self._request_slots():
+                rows = await self._retry(texts[start:stop], patience)
+        except TooManyError as refusal:
+            if stop - start > 1:
+                step = min(self.batch_size, (stop - start + 1) // 2)
+                parts = [(i, min(i + step, stop)) for i in range(start, stop, step)]
+                await _all([self._settle(texts, a, b, outcome) for a, b in parts])
+                return
+            error: EmbeddingError = EndpointRefusedError(str(refusal), {"status": TOO_LARGE})
+        except EmbeddingError as fault:
+            error = fault
+        else:
+            outcome.land(start, rows)
+            return
+        if patience.asked is None or not fault_of(error).may_be_a_texts:
+            raise error
+        await self._isolate(patience.asked, texts, (start, stop), outcome, error)
+
+    async def _isolate(
+        self,
+        endpoint: Endpoint,
+        texts: Sequence[str],
+        stretch: tuple[int, int],
+        outcome: Outcome,
+        error: EmbeddingError,
+    ) -> None:
+        """Find the texts at fault at this endpoint; where it is to blame itself, at another one."""
+        isolation = self._isolation(endpoint, texts, outcome)
+        others = [other for other in self._endpoints if other is not endpoint]
+        try:
+            await isolation.settle(*stretch, error)
+            return
+        except EmbeddingError as fault:
+            error = fault
+        for other in others:
+            left, isolation = isolation.left, self._isolation(other, texts, outcome)
+            try:
+                await isolation.embed(left)
+                return
+            except EmbeddingError as fault:
+                error = fault
+        raise error
+
+    def _isolation(self, endpoint: Endpoint, texts: Sequence[str], outcome: Outcome) -> Isolation:
+        async def send(some: Sequence[str]) -> FloatMatrix:
+            patience = self._patience(isolates=True, only=endpoint)
+            try:
+                async with self._request_slots():
+                    return await self._retry(some, patience)
+            except TooManyError as refusal:
+                raise EndpointRefusedError(str(refusal), {"status": TOO_LARGE}) from None
+
+        def too_many(count: int, error: EmbeddingError) -> None:
+            """A server may say "too many" in words of its own."""
+            says_its_limit = endpoint.info is not None and endpoint.info.max_batch is not None
+            if isinstance(error, EndpointRefusedError) and not says_its_limit and count > self._proven:
+                self._learn(count // 2)
+
+        return Isolation(texts, send, outcome, endpoint.control, too_many)
+
+    def _no_rows(self) -> FloatMatrix:
+        return np.empty((0, self._config.dims), np.float32)
+
+    def _patience(self, *, isolates: bool = False, only: Endpoint | None = None) -> _Patience:
+        others = 0 if only is not None else len(self._endpoints) - 1
+        return _Patience(max(self._retry_s, self._timeout_s), others, isolates, only)
+
+    async def _retry(self, texts: Sequence[str], patience: _Patience) -> FloatMatrix:
         """Try until it succeeds, time is up, or no retry can help."""
-        patience = _Patience(max(self._retry_s, self._timeout_s), len(self._endpoints) - 1)
         # No pause is longer than a quarter of the whole, so the last one cannot run far past the end.
         retries: dict[str, Any] = {"attempts": None, "timeout": self._retry_s, "wait_max": min(5, self._retry_s / 4)}
         if self._retry_s <= 0:
-            retries = {"attempts": len(self._endpoints), "timeout": None}
+            retries = {"attempts": patience.others + 1, "timeout": None}
         async for attempt in stamina.retry_context(on=patience, **retries):
             with attempt:
                 timeout_s = min(self._timeout_s, patience.left_s())
                 if timeout_s == 0 and patience.last is not None:
                     raise patience.last
-                return await self._attempt(next(self._next), texts, patience, timeout_s)
+                patience.asked = patience.only or next(self._next)
+                return await self._attempt(patience.asked, texts, patience, timeout_s)
         raise AssertionError("unreachable: stamina re-raises the last error")
 
     async def _attempt(
@@ -196,13 +346,15 @@ class PoolEmbedder:
         if len(texts) > self.batch_size:
             raise TooManyError(f"{endpoint.shown} takes {self.batch_size} inputs", self.batch_size)
         try:
-            return await endpoint.embed(texts, timeout_s)
+            rows = await endpoint.embed(texts, timeout_s)
+            self._proven = max(self._proven, len(texts))
+            return rows
         except TooManyError as refusal:
             self._learn(refusal.limit)
             raise
         except EndpointUnavailableError as error:
-            patience.backend_failures += error.fields.get("status") == BACKEND_FAILED
-            if patience.backend_failures >= (BACKEND_ATTEMPTS if self._retry_s > 0 else 1):
+            patience.backend_failures += error.fields.get("status") == MODEL_FAILED
+            if not patience.isolates and patience.backend_failures >= (BACKEND_ATTEMPTS if self._retry_s > 0 else 1):
                 raise EndpointRefusedError(error.detail, error.fields) from None
             raise
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding.contract import Embedder, ServerInfo
+from compass.domain.embedding.contract import Embedded, Embedder, ServerInfo
 from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.embedding.fingerprint import check_model, model_of
 from compass.domain.space import Space
+from compass.embedding.isolate import embed_each
 from compass.errors import EmbeddingError
 
 CHECK_S = 30.0  # how old the server's last word about itself may be
 CHECK_TIMEOUT_S = 2.0
 ADVICE = "its vectors would not fit the stored ones; point the space at an endpoint of its model"
+
+_T = TypeVar("_T")
 
 
 class CheckedEmbedder:
@@ -39,15 +43,15 @@ class CheckedEmbedder:
         Raises:
             FingerprintMismatchError: the server says that it is another model.
         """
-        if self._clock() - self._checked_at < CHECK_S or self._space.built_by is None:
-            return await self._embedder.embed(texts)
-        checking = asyncio.ensure_future(self._check())
-        try:
-            rows = await self._embedder.embed(texts)
-            await checking
-        finally:
-            checking.cancel()
-        return rows
+        return await self._checked(lambda: self._embedder.embed(texts))
+
+    async def embed_each(self, texts: Sequence[str]) -> Embedded:
+        """As `isolate.embed_each` of the embedder.
+
+        Raises:
+            FingerprintMismatchError: the server says that it is another model.
+        """
+        return await self._checked(lambda: embed_each(self._embedder, texts))
 
     async def describe(self) -> list[ServerInfo]:
         """As the embedder's own."""
@@ -60,6 +64,18 @@ class CheckedEmbedder:
     async def close(self) -> None:
         """Close the embedder."""
         await self._embedder.close()
+
+    async def _checked(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """What the work returns, beside a check where it is time for one."""
+        if self._clock() - self._checked_at < CHECK_S or self._space.built_by is None:
+            return await work()
+        checking = asyncio.ensure_future(self._check())
+        try:
+            result = await work()
+            await checking
+        finally:
+            checking.cancel()
+        return result
 
     async def _check(self) -> None:
         """Compare; a server that does not say what it is now is asked again the next time."""

@@ -6,6 +6,7 @@ it. Any other server that answers so will do; what only TEI understands is sent 
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Sequence
@@ -24,6 +25,11 @@ Kind = Literal["query", "document"]
 CONTROL_TEXT = "hello world"  # no embedding model has a reason to refuse this one
 REASON_CHARS = 300  # of what a server said, in an error: enough to act on, too little to carry a document
 
+PAGE_BYTES = 1 << 13  # of a page, that are looked at for a title and for words
+
+_MARKUP = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|<[!/?a-z][^>]*>", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title\b[^>]*>([^<]*)", re.IGNORECASE)
+_IS_PAGE = re.compile(r"\s*(<!doctype|<!--|<\?xml|<html|<head|<body)", re.IGNORECASE)
 _MAX_BATCH = re.compile(r"maximum allowed batch size (\d{1,9})")
 
 
@@ -126,18 +132,18 @@ class Reply:
 
 
 def read_error_body(body: bytes) -> ErrorBody:
-    """The reason in an error's body: TEI's, FastAPI's and vLLM's JSON, or the text itself, cut short."""
+    """The reason in an error's body: TEI's, FastAPI's and vLLM's JSON; a page's title; or the text, cut short."""
     try:
         document = json.loads(body)
     except ValueError:
-        return ErrorBody(_short(body.decode("utf-8", "replace")))
+        return ErrorBody(shorten(_without_markup(body[:PAGE_BYTES].decode("utf-8", "replace"))))
     if not isinstance(document, dict):
-        return ErrorBody(_short(str(document)), json=True)
+        return ErrorBody(shorten(str(document)), json=True)
     reason = document.get("error", document.get("detail", document.get("message", "")))
     if isinstance(reason, dict) and "message" in reason:  # as OpenAI nests it, and vLLM after it
         reason = reason["message"]
     error_type = document.get("error_type")
-    return ErrorBody(_short(str(reason)), True, error_type if isinstance(error_type, str) else None)
+    return ErrorBody(shorten(str(reason)), True, error_type if isinstance(error_type, str) else None)
 
 
 def classify_answer(status: int, error: ErrorBody) -> Verdict:
@@ -216,14 +222,24 @@ def retry_after_s(header: str | None, now: float) -> float | None:
         return None
 
 
+def _without_markup(text: str) -> str:
+    """Of an HTML page its title, or its words where it has none; any other text as it is."""
+    if not _IS_PAGE.match(text):
+        return text
+    title = _TITLE.search(text)
+    words = html.unescape(title[1]).strip() if title else ""
+    return words or html.unescape(_MARKUP.sub(" ", text))
+
+
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _text(value: object) -> str | None:
-    return _short(value) if isinstance(value, str) and value else None
+    return shorten(value) if isinstance(value, str) and value else None
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """One line of at most `REASON_CHARS`."""
     line = " ".join(text.split())
     return line if len(line) <= REASON_CHARS else line[: REASON_CHARS - 1] + "…"

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compass.domain.chunk import FloatMatrix
-from compass.domain.embedding.contract import ErrorBody, Kind, ServerInfo, Verdict, classify_answer, smaller_batch
+from compass.domain.embedding.contract import (
+    CONTROL_TEXT,
+    ErrorBody,
+    Kind,
+    ServerInfo,
+    Verdict,
+    classify_answer,
+    smaller_batch,
+)
 from compass.domain.embedding.endpoint_stats import EndpointStats
 from compass.domain.embedding.endpoint_url import EndpointUrl
 from compass.domain.rebuild.budget import Meter, guessed_tokens, most_tokens
@@ -25,6 +33,7 @@ from compass.errors import (
 )
 
 INFO_TIMEOUT_S = 5.0
+CONTROL_CHARS = 1_000  # of a control; a longer text may be refused for its length by another server of the model
 TURNS_TO_SEND = 3  # of the event loop, from a request's start until aiohttp has written it
 
 
@@ -62,6 +71,7 @@ class Endpoint:
     Attributes:
         url: Where it is.
         meter: Asked before each request that embeds; None: nobody counts what it costs.
+        control: A harmless text: one that it has embedded, if there is a short one.
         docs: Texts answered, since the first was asked for.
         tokens: Of those, as the server counted them.
     """
@@ -71,6 +81,7 @@ class Endpoint:
     kind: Kind
     info: ServerInfo | None = field(default=None, kw_only=True)
     meter: Meter | None = field(default=None, kw_only=True)
+    control: str = field(default=CONTROL_TEXT, init=False)
     in_flight: int = field(default=0, init=False)
     docs: int = field(default=0, init=False)
     tokens: int = field(default=0, init=False)
@@ -106,10 +117,16 @@ class Endpoint:
             with self._counted(len(texts)):
                 rows = await self._exchange(pending)
                 self.tokens += pending.tokens
+                self._remember(texts)
                 return rows
         finally:
             if self.meter is not None:
                 self.meter.settle(reserved, pending.cost_tokens)
+
+    def _remember(self, texts: Sequence[str]) -> None:
+        """Keep the shortest of the first texts that it has embedded."""
+        if self.control == CONTROL_TEXT and (shortest := min(texts, key=len, default="")):
+            self.control = shortest if len(shortest) <= CONTROL_CHARS else CONTROL_TEXT
 
     async def _exchange(self, pending: PendingRequest) -> FloatMatrix:
         """Send the texts, read the rows; notes in `pending` what that has cost."""

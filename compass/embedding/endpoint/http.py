@@ -29,7 +29,6 @@ NUMBER_BYTES = 64  # of JSON for one number, spaces included; a longer answer is
 
 _ADVICE = {
     401: "it wants a key: name the variable that holds it by api_key_env",
-    403: "it wants another key: see api_key_env",
     404: "is this the URL of an /embed endpoint?",
     405: "is this the URL of an /embed endpoint?",
 }
@@ -126,7 +125,7 @@ class HttpEndpoint(Endpoint):
         except CompassError as error:  # the resolver's, or a body without end
             kind, fault = type(error), error.detail
         except TimeoutError:
-            fault = f"{what} did not answer within {timeout_s:.3g} s"
+            fault, fields["timed_out"] = f"{what} did not answer within {timeout_s:.3g} s", True
         except (aiohttp.ClientError, OSError, ValueError) as error:
             fault = f"{what} failed: {transport_reason(error)}"
             if isinstance(error, aiohttp.ClientConnectorError):

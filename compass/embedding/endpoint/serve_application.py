@@ -40,7 +40,7 @@ class ServeApplication:
                 return await handle.options(method_name=method).remote(*arguments)
         except TimeoutError:
             self._forget(handle)
-            raise self._error(f"did not answer within {timeout_s:.3g} s") from None
+            raise self._error(f"did not answer within {timeout_s:.3g} s", timed_out=True) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():

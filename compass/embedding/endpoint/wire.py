@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -101,11 +102,11 @@ def _refuse_key() -> NoReturn:
 
 
 def secrets_of(url: EndpointUrl, key: str | None) -> tuple[bytes, ...]:
-    """The key and the query string's values, as they are and as JSON spells them."""
+    """The key and the query string's values, as they are and as JSON and HTML spell them."""
     parsed = URL(url.canonical, encoded=True)
     values = [parsed.raw_query_string, *parsed.query.values()]
     secrets = [*([key] if key else []), *(value for value in values if len(value) >= SECRET_CHARS)]
-    return tuple({spelling.encode() for s in secrets for spelling in (s, json.dumps(s)[1:-1])})
+    return tuple({spelling.encode() for s in secrets for spelling in (s, json.dumps(s)[1:-1], html.escape(s))})
 
 
 def _json_type(value: Any) -> str:

@@ -42,14 +42,14 @@ class Piece:
     """Texts start..stop of a job.
 
     Attributes:
-        suspicions: Faults so far that may be a text's own.
+        faults: Faults so far that pass by themselves, or stay with one of the texts.
         tried: The endpoints that it failed at.
     """
 
     job: Job
     start: int
     stop: int
-    suspicions: int = 0
+    faults: int = 0
     tried: frozenset[Endpoint] = frozenset()
 
     @property
@@ -108,7 +108,7 @@ class Backlog:
                 continue
             del self._pieces[place]
             if piece.count > size:
-                rest = Piece(piece.job, piece.start + size, piece.stop, piece.suspicions, piece.tried)
+                rest = Piece(piece.job, piece.start + size, piece.stop, piece.faults, piece.tried)
                 self._pieces.insert(place, rest)
                 piece.stop = piece.start + size
             return piece

@@ -2,124 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
+from compass.domain.chunk import FloatMatrix
+from compass.domain.embedding.blame import OVERLOADED, Fault, fault_of
 from compass.embedding.endpoint.base import TooManyError
-from compass.embedding.fleet.backlog import Backlog, Piece
-from compass.embedding.fleet.health import FleetHealth
+from compass.embedding.fleet.backlog import Backlog, Job, Piece
+from compass.embedding.fleet.health import FleetHealth, is_another_model, without_too_many
 from compass.embedding.fleet.member import Member
-from compass.embedding.isolate import MODEL_FAILED, Blame, blame, refuses_everything
-from compass.errors import (
-    EmbeddingError,
-    EndpointAnswerError,
-    EndpointForbiddenError,
-    EndpointRefusedError,
-    EndpointUnavailableError,
-)
+from compass.embedding.isolate import Isolation
+from compass.errors import EmbeddingError, EndpointForbiddenError, EndpointRefusedError
 
-SUSPICIONS = 2  # faults of a batch, at whatever endpoints, that may be its own: then it is halved
-OVERLOADED = 429
-MAYBE_ITS_OWN = frozenset({MODEL_FAILED, 500})  # the model failed: at this input, or at any
+PASSED_OVER = 3  # faults of a batch, at whatever endpoints, that pass: then one of its texts may be to blame
+
+
+@dataclass(frozen=True, slots=True)
+class _JobLanding:
+    """Puts what an isolation finds into a job."""
+
+    job: Job
+
+    def land(self, start: int, rows: FloatMatrix) -> None:
+        Piece(self.job, start, start + len(rows)).land(rows)
+
+    def refuse(self, at: int, reason: str) -> None:
+        Piece(self.job, at, at + 1).refuse(reason)
 
 
 class Faults:
-    """Decides about failed requests; every text of one is put back, or refused for itself."""
+    """Decides about failed requests; every text of one is put back, has its row, or is refused for itself."""
 
-    def __init__(self, health: FleetHealth, backlog: Backlog, clock: Callable[[], float]) -> None:
-        """Judge the members by `health`, put texts back into `backlog`; `clock` gives seconds that only grow."""
-        self._health, self._backlog, self._clock = health, backlog, clock
+    def __init__(
+        self,
+        health: FleetHealth,
+        backlog: Backlog,
+        ask: Callable[[Member, Sequence[str]], Awaitable[FloatMatrix]],
+        clock: Callable[[], float],
+    ) -> None:
+        """Wire it.
+
+        Args:
+            health: Of the members.
+            backlog: Takes the texts that are to be sent again.
+            ask: Sends one request to a member, within the limits of the whole.
+            clock: Gives seconds that only grow.
+        """
+        self._health, self._backlog, self._ask, self._clock = health, backlog, ask, clock
 
     async def handle(
         self, member: Member, piece: Piece, error: TooManyError | EmbeddingError, sent_at: float
     ) -> None:
         """Find a way on for the texts of a request that was sent to `member` at `sent_at`, and failed."""
-        match error:
-            case TooManyError():
+        if isinstance(error, TooManyError):
+            if piece.count > 1:
                 self._too_many(member, piece, error)
-            case EndpointRefusedError():
-                if piece.count > 1 and not member.says_its_limit and not member.batch.is_proven(piece.count):
-                    self._shrink(member, piece)  # a server may say "too many" in words of its own
-                else:
-                    await self._isolate(member, piece, error.detail)
-            case EndpointForbiddenError():
+                return
+            error = without_too_many(error)
+        match fault_of(error):
+            case Fault.ENDPOINT:
                 self._health.exclude(member, error)
                 self._backlog.put_back(piece, member.client)
-            case EndpointAnswerError():
-                await self._bad_answer(member, piece, error)
-            case EndpointUnavailableError():
-                await self._unavailable(member, piece, error, sent_at)
-            case _:
-                piece.job.fail(error)
+            case Fault.BUSY:
+                self._busy(member, piece, error, sent_at)
+            case Fault.PASSING:
+                await self._passing(member, piece, error, sent_at)
+            case Fault.REFUSED:
+                await self._refused(member, piece, error, sent_at)
+            case Fault.FAILED:
+                await self._failed(member, piece, error, sent_at)
 
     def _too_many(self, member: Member, piece: Piece, error: TooManyError) -> None:
-        if piece.count == 1:
-            piece.refuse(str(error))
-        elif error.limit is None:  # bytes: of this request alone
+        if error.limit is None:  # bytes: of this request alone
             self._backlog.put_back_halved(piece)
-        else:
-            self._shrink(member, piece, error.limit)
-
-    def _shrink(self, member: Member, piece: Piece, limit: int | None = None) -> None:
-        """Send fewer texts at once from now on, these among them."""
-        if member.batch.refused(piece.count, limit or piece.count // 2):
-            member.window.other_batches()
+            return
+        self._shrink(member, piece.count, error.limit)
         self._backlog.put_back(piece)
 
-    async def _bad_answer(self, member: Member, piece: Piece, error: EndpointAnswerError) -> None:
-        if "dims" in error.detail and isinstance(await self._health.control_error(member), EndpointAnswerError):
-            self._health.exclude(member, error)  # another model: nothing of it fits this space
+    def _shrink(self, member: Member, count: int, limit: int) -> None:
+        """Send fewer texts than `count` at once from now on."""
+        if member.batch.refused(count, limit):
+            member.window.other_batches()
+
+    async def _refused(self, member: Member, piece: Piece, error: EmbeddingError, sent_at: float) -> None:
+        """A request that is turned away, and not refused as an input, may pass at another endpoint."""
+        if not isinstance(error, EndpointRefusedError) and self._health.others(member, piece.tried):
+            control_error = await self._health.control_error(member)
+            if control_error is not None:
+                self._blamed(member, control_error, sent_at)
             self._backlog.put_back(piece, member.client)
         else:
-            await self._suspect(member, piece, error)
+            await self._isolate(member, piece, error, sent_at)
 
-    async def _suspect(self, member: Member, piece: Piece, error: EmbeddingError) -> None:
-        """A fault that may be the endpoint's or a text's: try again, then look for the text."""
-        self._health.record_failure(member)
-        piece.suspicions += 1
-        if piece.suspicions < SUSPICIONS:
+    async def _failed(self, member: Member, piece: Piece, error: EmbeddingError, sent_at: float) -> None:
+        """A fault that may be the endpoint's or a text's: try elsewhere, then look for the text."""
+        if self._health.others(member, piece.tried) and not is_another_model(error):
+            self._health.record_failure(member)
             self._backlog.put_back(piece, member.client)
         else:
-            await self._isolate(member, piece, error.detail)
+            await self._isolate(member, piece, error, sent_at)
 
-    async def _isolate(self, member: Member, piece: Piece, reason: str) -> None:
-        """One of these texts is refused for itself; a last one is, unless a harmless one is refused as well."""
-        if piece.count > 1:
-            self._backlog.put_back_halved(piece)
-            return
-        control_error = await self._health.control_error(member)
-        match blame(control_error):
-            case Blame.TEXT:
-                piece.refuse(reason)
-                return
-            case Blame.ENDPOINT if control_error is not None:
-                fault = EndpointForbiddenError(refuses_everything(reason), control_error.fields)
-                self._health.exclude(member, fault)
-            case _:
-                self._health.record_failure(member)
-        self._backlog.put_back(piece, member.client)
+    async def _passing(self, member: Member, piece: Piece, error: EmbeddingError, sent_at: float) -> None:
+        """It broke off, or is away: try again with patience, and look for a text when it stays with the batch."""
+        if error.fields.get("status") is None:
+            member.window.refused(sent_at, self._clock())
+            if piece.count > 1 and not member.batch.is_proven(piece.count):
+                member.batch.refused(piece.count, piece.count // 2)
+        piece.faults += 1
+        if piece.faults >= PASSED_OVER and not self._health.others(member, piece.tried):
+            await self._isolate(member, piece, error, sent_at)
+        else:
+            self._health.record_failure(member)
+            self._backlog.put_back(piece, member.client)
 
-    async def _unavailable(
-        self, member: Member, piece: Piece, error: EndpointUnavailableError, sent_at: float
-    ) -> None:
-        status, after_s = error.fields.get("status"), error.fields.get("retry_after")
-        unproven = piece.count > 1 and not member.batch.is_proven(piece.count)
-        if status in MAYBE_ITS_OWN:
-            if unproven:
-                self._shrink(member, piece)
-            else:
-                await self._suspect(member, piece, error)
-            return
-        if status == OVERLOADED:
+    def _busy(self, member: Member, piece: Piece, error: EmbeddingError, sent_at: float) -> None:
+        self._spare(member, error, sent_at)
+        overloaded = error.fields.get("status") == OVERLOADED
+        self._backlog.put_back(piece, None if overloaded else member.client)
+
+    def _spare(self, member: Member, error: EmbeddingError, sent_at: float) -> None:
+        """Give it less, or nothing for a while."""
+        after_s = error.fields.get("retry_after")
+        if error.fields.get("status") == OVERLOADED:
             member.window.refused(sent_at, self._clock())
             self._health.overloaded(member, after_s)
         elif after_s:
             self._health.pause(member, after_s)
-        elif error.fields.get("unreachable"):
-            self._health.mark_down(member)
         else:
-            if status is None:  # it was silent, or broke off
-                member.window.refused(sent_at, self._clock())
-                if unproven:
-                    member.batch.refused(piece.count, piece.count // 2)
-            self._health.record_failure(member)
-        self._backlog.put_back(piece, None if status == OVERLOADED else member.client)
+            self._health.mark_down(member)
+
+    async def _isolate(self, member: Member, piece: Piece, error: EmbeddingError, sent_at: float) -> None:
+        """Find which of these texts is to blame, if it is not the endpoint."""
+
+        async def ask(texts: Sequence[str]) -> FloatMatrix:
+            try:
+                return await self._ask(member, texts)
+            except TooManyError as refusal:
+                raise without_too_many(refusal) from None
+
+        def too_many(count: int, error: EmbeddingError) -> None:
+            """A server may say "too many" in words of its own, or break down under them."""
+            if not member.says_its_limit and not member.batch.is_proven(count):
+                self._shrink(member, count, count // 2)
+
+        isolation = Isolation(piece.job.texts, ask, _JobLanding(piece.job), member.client.control, too_many)
+        try:
+            await isolation.settle(piece.start, piece.stop, error)
+        except EmbeddingError as fault:
+            self._blamed(member, fault, sent_at)
+            for start, stop in reversed(isolation.left):
+                self._backlog.put_back(Piece(piece.job, start, stop, tried=piece.tried), member.client)
+
+    def _blamed(self, member: Member, error: EmbeddingError, sent_at: float) -> None:
+        """The endpoint is to blame: it is excluded, or put aside until a harmless text passes."""
+        if isinstance(error, EndpointForbiddenError) or is_another_model(error):
+            self._health.exclude(member, error)
+        elif fault_of(error) is Fault.BUSY:
+            self._spare(member, error, sent_at)
+        else:
+            self._health.mark_down(member)

@@ -107,7 +107,7 @@ class FleetEmbedder:
             lost=self._backlog.fail_all,
             clock=clock,
         )
-        self._faults = Faults(self._health, self._backlog, clock)
+        self._faults = Faults(self._health, self._backlog, self._ask, clock)
 
     def __repr__(self) -> str:
         return f"FleetEmbedder({[m.client.shown for m in self._members]})"
@@ -269,6 +269,18 @@ class FleetEmbedder:
             piece.job.fail(error)
         finally:
             release()
+
+    async def _ask(self, member: Member, texts: Sequence[str]) -> FloatMatrix:
+        """One request while a member's texts are isolated; it has its place among those in flight already."""
+        wait_s = self._pace.wait_s()
+        self._pace.take(len(texts))  # before the wait: who comes next waits for these
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        sent_at = self._clock()
+        rows = await member.client.embed(texts, self._timeout_s)
+        self._health.good_at = self._clock()
+        member.answered(len(texts), self._health.good_at - sent_at)
+        return rows
 
     async def _watch_progress(self) -> None:
         """Give the work up when nobody has given a good answer for too long."""

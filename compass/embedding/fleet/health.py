@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any
 
 from compass.domain.embedding.aimd import BatchSize
-from compass.domain.embedding.contract import CONTROL_TEXT
-from compass.embedding.endpoint.base import TooManyError
+from compass.domain.embedding.blame import endpoint_error
+from compass.embedding.endpoint.base import Endpoint, TooManyError
 from compass.embedding.fleet.member import Member
 from compass.errors import EmbeddingError, EndpointAnswerError, EndpointForbiddenError, EndpointRefusedError
 
 MAX_FAILURES = 3  # failures in a row after which an endpoint counts as down; a refused connection is enough by itself
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0  # between two questions to an endpoint that is down
 FIRST_REST_S, LONGEST_REST_S = 0.02, 5.0  # after 429 without a Retry-After
+TOO_LARGE = 413
 MAX_BAD_ANSWERS = 3  # no vectors for a harmless text, since it went down: it does not serve this space
+
+
+def is_another_model(error: EmbeddingError) -> bool:
+    """Whether these are vectors of other dims: nothing of it fits this space."""
+    return isinstance(error, EndpointAnswerError) and "dims" in error.detail
+
+
+def without_too_many(error: TooManyError) -> EndpointRefusedError:
+    """Of one text that is too much by itself."""
+    return EndpointRefusedError(str(error), {"status": TOO_LARGE})
 
 
 class FleetHealth:
@@ -57,14 +68,18 @@ class FleetHealth:
             if member.state == "new":
                 self.mark_down(member, 0.0)
 
+    def others(self, member: Member, tried: Set[Endpoint]) -> bool:
+        """Whether another member is up that has not been tried."""
+        return any(m.state == "up" and m.client not in tried for m in self._members if m is not member)
+
     async def control_error(self, member: Member) -> EmbeddingError | None:
-        """What is wrong with the answer to a text that no model has a reason to refuse; None: nothing."""
+        """The error that blames the endpoint, by its answer to a harmless text; None: it is not to blame."""
         try:
-            await member.client.embed([CONTROL_TEXT], self._timeout_s)
+            await member.client.embed([member.client.control], self._timeout_s)
         except EmbeddingError as error:
-            return error
+            return endpoint_error(error)
         except TooManyError as error:
-            return EndpointRefusedError(str(error))
+            return endpoint_error(without_too_many(error))
         member.failures = 0
         return None
 
@@ -120,13 +135,13 @@ class FleetHealth:
                 if not member.client.docs:
                     await self._learn_batch_size(member)
                 if pause_s:
-                    await member.client.embed([CONTROL_TEXT], self._timeout_s)
+                    await member.client.embed([member.client.control], self._timeout_s)
             except (EndpointForbiddenError, EndpointRefusedError) as error:
-                self.exclude(member, error)
+                self.exclude(member, endpoint_error(error))
             except (EmbeddingError, TooManyError) as error:
                 member.state = "down"
                 if isinstance(error, EndpointAnswerError) and (bad_answers := bad_answers + 1) >= MAX_BAD_ANSWERS:
-                    self.exclude(member, error)
+                    self.exclude(member, endpoint_error(error))
                 pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             else:
                 member.state, member.failures = "up", 0

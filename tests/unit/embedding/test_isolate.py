@@ -13,34 +13,20 @@ from starlette.responses import JSONResponse, Response
 
 from compass.domain.chunk import FloatMatrix
 from compass.domain.embedding.contract import ServerInfo
-from compass.domain.space import SpaceConfig
+from compass.domain.space import BuiltBy, Space, SpaceConfig
 from compass.embedding.builtin import HashingModel
-from compass.embedding.isolate import Blame, blame, embed_each, split_at_empty
+from compass.embedding.isolate import Isolation, embed_each, split_at_empty
 from compass.embedding.open import open_embedder
+from compass.embedding.verified import CheckedEmbedder
 from compass.errors import (
     EmbeddingError,
     EndpointAnswerError,
     EndpointForbiddenError,
     EndpointRefusedError,
     EndpointUnavailableError,
+    FingerprintMismatchError,
 )
 from compass.testing.embed_server import served
-
-
-@pytest.mark.parametrize(
-    ("control_error", "expected"),
-    [
-        (None, Blame.TEXT),
-        (EndpointRefusedError("no", {"status": 422}), Blame.ENDPOINT),
-        (EndpointRefusedError("too many bytes"), Blame.ENDPOINT),
-        (EndpointRefusedError("the model failed", {"status": 424}), Blame.MODEL),
-        (EndpointUnavailableError("down", {"status": 503}), Blame.UNKNOWN),
-        (EndpointAnswerError("no rows"), Blame.UNKNOWN),
-    ],
-)
-def test_a_harmless_text_says_who_is_to_blame(control_error: EmbeddingError | None, expected: Blame) -> None:
-    """The text only where the harmless one is taken; 424 means the model; another fault says nothing."""
-    assert blame(control_error) is expected
 
 
 def test_empty_texts_are_refused_before_anything_is_sent() -> None:
@@ -110,7 +96,7 @@ async def test_a_lone_poison_text_is_refused_by_a_working_endpoint() -> None:
 
 
 async def test_other_faults_go_through() -> None:
-    """Only a refusal is bisected: what a retry may mend is not blamed on a text."""
+    """Of an embedder that does not look itself only a refusal is bisected: other faults are not blamed on a text."""
 
     class Liar(Picky):
         async def embed(self, texts: Sequence[str]) -> FloatMatrix:
@@ -136,3 +122,74 @@ async def test_a_real_server_loses_only_its_poison() -> None:
     assert list(done.refused) == [13]
     assert "cannot tokenize" in done.refused[13]
     np.testing.assert_allclose(done.vectors, HashingModel("m", 16).embed(texts[:13] + texts[14:]), atol=1e-6)
+
+
+async def test_a_checked_embedder_finds_texts_at_fault_as_its_own_does() -> None:
+    """Around a pool, as a follower has it, a null row costs one text; the server is checked beside."""
+
+    def reply(texts: list[str]) -> Response | None:
+        rows = [[None] * 16 if text == "poison" else [1.0] * 16 for text in texts]
+        return JSONResponse(rows) if "poison" in texts else None
+
+    with served("m", 16, reply=reply) as server:
+        config = SpaceConfig(16, "m", server.url)
+        pool = open_embedder(config, kind="document", timeout_s=60, retry_s=10)
+        for built_by in (None, BuiltBy("m")):
+            space = Space("s-1", "s", config, "active", 0.0, built_by=built_by)
+            done = await embed_each(CheckedEmbedder(pool, space), ["a", "poison", "b"])
+            assert (done.rows, list(done.refused)) == ([0, 2], [1])
+        other = Space("s-1", "s", config, "active", 0.0, built_by=BuiltBy("another"))
+        with pytest.raises(FingerprintMismatchError):
+            await embed_each(CheckedEmbedder(pool, other, check_timeout_s=60.0), ["a"])
+        await pool.close()
+
+
+class Recorded:
+    """Where an isolation puts its outcomes."""
+
+    def __init__(self) -> None:
+        self.landed: list[int] = []
+        self.refused: list[int] = []
+
+    def land(self, start: int, rows: FloatMatrix) -> None:
+        self.landed += range(start, start + len(rows))
+
+    def refuse(self, at: int, reason: str) -> None:
+        self.refused.append(at)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["bad", "good"]), min_size=1, max_size=20),
+    st.lists(st.sampled_from(["ok", "down", "overloaded"]), max_size=30),
+)
+async def test_what_is_found_is_final_and_what_is_left_is_the_rest(texts: list[str], moments: list[str]) -> None:
+    """Whenever the endpoint goes away: each text is found once or left, and no good one is refused."""
+    script = iter(moments)
+
+    async def send(some: Sequence[str]) -> FloatMatrix:
+        match next(script, "ok"):
+            case "down":
+                raise EndpointUnavailableError("down", {"status": 503})
+            case "overloaded":
+                raise EndpointUnavailableError("full", {"status": 429})
+        return await Picky(status=500).embed(some)
+
+    async def pause(_: float) -> None:
+        """Time does not pass."""
+
+    outcome = Recorded()
+    isolation = Isolation(texts, send, outcome, pause=pause)
+    try:
+        await isolation.settle(0, len(texts), EndpointAnswerError("null"))
+    except EmbeddingError:
+        left = [at for start, stop in isolation.left for at in range(start, stop)]
+        assert left
+    else:
+        assert isolation.left == []
+        left = []
+    assert sorted(outcome.landed + outcome.refused + left) == list(range(len(texts)))
+    assert isolation.left == sorted(isolation.left)
+    if "down" not in moments:
+        assert all(texts[at] == "bad" for at in outcome.refused)
+    assert all(texts[at] == "good" for at in outcome.landed)

@@ -256,7 +256,7 @@ async def test_a_request_that_does_not_fit_fails_at_once(scripted: Scripted) -> 
     assert scripted.requests() == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 410])
+@pytest.mark.parametrize("status", [401, 404, 405, 410])
 async def test_a_request_that_is_turned_down_fails_at_once(status: int, scripted: Scripted) -> None:
     """A key, another route: no retry can help, and the error says what to look at."""
     scripted.set(times(99, lambda: Response(status_code=status)))
@@ -264,6 +264,17 @@ async def test_a_request_that_is_turned_down_fails_at_once(status: int, scripted
         with pytest.raises(EndpointForbiddenError, match=f"answered {status}"):
             await embedder.embed(["a"])
     assert scripted.requests() == 1
+
+
+@pytest.mark.parametrize("status", [403, 406, 451])
+async def test_what_a_filter_may_have_turned_down_costs_a_control(status: int, scripted: Scripted) -> None:
+    """A harmless text is turned down too: the endpoint's error, at once, with what to do about it."""
+    scripted.set(times(99, lambda: Response(status_code=status)))
+    async with opened(scripted) as embedder:
+        with pytest.raises(EndpointForbiddenError, match=f"answered {status} .*a harmless one too; ") as caught:
+            await embedder.embed(["a"])
+    assert ("wants another key" in caught.value.detail) is (status == 403)
+    assert scripted.requests() == 2
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

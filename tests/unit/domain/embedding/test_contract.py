@@ -73,6 +73,31 @@ def test_the_reason_is_the_servers_own_words_in_one_short_line() -> None:
     assert read_error_body(b"\xff\xfe").reason  # not UTF-8, still a reason
 
 
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        (
+            "<html><head><title>Access\n denied &amp; logged</title></head><body>Ray ID</body></html>",
+            "Access denied & logged",
+        ),
+        ("<!DOCTYPE html><html><body><h1>Request</h1><p>blocked</p></body></html>", "Request blocked"),
+        ("<html><style>p {color: red}</style><script>if (1<2) go()</script>Blocked</html>", "Blocked"),
+        ("<html>Request blocked</html>", "Request blocked"),
+        ("<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "AccessDenied"),
+        ("1 < 2 is no page", "1 < 2 is no page"),
+        ("<html></html>", ""),
+    ],
+)
+def test_the_reason_in_a_page_is_its_title_or_its_words(page: str, reason: str) -> None:
+    """A filter before an endpoint answers with HTML, of which markup tells nobody anything."""
+    assert read_error_body(page.encode()).reason == reason
+
+
+def test_a_page_without_end_costs_no_time() -> None:
+    """Comments that nobody closes, as many as fit."""
+    assert len(read_error_body(b"<html>" + b"<!--" * 500_000).reason) <= REASON_CHARS
+
+
 def test_the_next_batch_size_is_the_limit_named_or_half() -> None:
     """A server that names its limit is believed, another one gets half; never the same size again, never 0."""
     assert smaller_batch(64, read_error_body(BATCH)) == 32
