@@ -512,7 +512,7 @@ async def test_a_bug_shows_nothing_of_the_inside(http: Any, docs: Any, caplog: p
     def broken() -> None:
         raise ZeroDivisionError("secret detail")
 
-    docs.collection("docs").ingest = lambda chunks: broken()
+    docs.collection("docs").ingest = lambda chunks, attempt: broken()
     with caplog.at_level(logging.ERROR):
         answer = await http.post("/collections/docs/ingest", json={"chunks": CHUNKS})
     assert answer.status_code == 500

@@ -273,7 +273,7 @@ def test_any_fsync_that_fails(tmp_path: Path) -> None:
     """One fsync fails, every other one in turn: whoever goes on acknowledges only what lasts."""
     fsync = frozenset({"fsync"})
     count = calls_of(tmp_path / "sound", fsync)
-    tell_all(tmp_path, [Fault(nth, errno.EIO, fsync) for nth in range(1, count + 1, 2)], checks=1)
+    tell_all(tmp_path, [Fault(nth, errno.EIO, fsync) for nth in range(1, count + 1, 4)], checks=1)
 
 
 def test_an_fsync_that_fails_for_ever(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_an_outage_that_a_new_process_follows(tmp_path: Path) -> None:
     """What one process could not sync, its successor does not rest anything on before it has synced it."""
     fsync = frozenset({"fsync"})
     count = calls_of(tmp_path / "sound", fsync)
-    faults = [Fault(nth, errno.EIO, fsync, for_ever=True) for nth in range(1, count + 1, 3)]
+    faults = [Fault(nth, errno.EIO, fsync, for_ever=True) for nth in range(1, count + 1, 6)]
     tell_all(tmp_path, faults, checks=2, outage=True)
 
 
