@@ -270,7 +270,7 @@ def tell_all(folder: Path, faults: list[Fault], checks: int, keeps: Keeps = adve
 
 
 def test_any_fsync_that_fails(tmp_path: Path) -> None:
-    """One fsync fails, every other one in turn: whoever goes on acknowledges only what lasts."""
+    """One fsync fails, every fourth one in turn: whoever goes on acknowledges only what lasts."""
     fsync = frozenset({"fsync"})
     count = calls_of(tmp_path / "sound", fsync)
     tell_all(tmp_path, [Fault(nth, errno.EIO, fsync) for nth in range(1, count + 1, 4)], checks=1)
