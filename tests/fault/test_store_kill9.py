@@ -85,14 +85,16 @@ def replay(model: dict[int, tuple[str, int, bool]], write: dict[str, Any]) -> di
     return after
 
 
-def write_until_killed(folder: Path, uuid: str, first: int, seed: int, after_s: float) -> list[dict[str, Any]]:
-    """What a writer said until it was killed."""
+def write_until_killed(
+    folder: Path, uuid: str, first: int, seed: int, least: int, after_s: float
+) -> list[dict[str, Any]]:
+    """What a writer said until it was killed: at a random moment after `least` acknowledgements."""
     log = folder / f"said-{seed}"
     with log.open("wb") as out:
         command = [sys.executable, "-c", WRITER, str(folder), uuid, str(first), str(seed)]
         process = subprocess.Popen(command, stdout=out)
-        deadline = time.monotonic() + 30
-        while not log.read_bytes():
+        deadline = time.monotonic() + 240
+        while not log.read_bytes() or log.read_bytes().count(b"done") < least:
             assert process.poll() is None, "the writer could not open the store"
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -112,7 +114,8 @@ def kill_again_and_again(folder: Path, kills: int, seed: int) -> int:
     model: dict[int, tuple[str, int, bool]] = {}
     n = acknowledged = 0
     for kill in range(kills):
-        said = write_until_killed(folder, uuid, n, seed * 1000 + kill, rng.uniform(0.0, 0.7))
+        least = rng.choice([0, 0, 3, 7])  # also where the machine is so busy that little gets done in that time
+        said = write_until_killed(folder, uuid, n, seed * 1000 + kill, least, rng.uniform(0.0, 0.7))
         started = [line for line in said if "started" in line]
         done = {line["done"] for line in said if "done" in line}
         acknowledged += len(done)
