@@ -69,7 +69,8 @@ class Remote:
                 return await getattr(self._handle, method).remote(*args)
             except RayTaskError as error:
                 raise _cause(error) from None
-            except AttributeError as error:  # an actor outlives a rollout, with the code that it was started with
+            except (AttributeError, TypeError) as error:  # no such method, or one that takes other arguments:
+                # an actor outlives a rollout, with the code that it was started with
                 raise UnavailableError(f"a part of the service is of another version and cannot {method}") from error
             except (RayError, ValueError) as error:
                 self._handle = None

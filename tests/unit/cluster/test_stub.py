@@ -76,6 +76,15 @@ async def test_what_a_constructor_raised_arrives_at_once() -> None:
     assert await caller.ask() == 7
 
 
+@pytest.mark.parametrize("refusal", [AttributeError("ask"), TypeError("too many positional arguments")])
+async def test_a_part_of_another_version_is_not_waited_for(refusal: Exception) -> None:
+    """An actor outlives a rollout with its old code: what that lacks is a 503 that says so, at once."""
+    handle = Handle(refusal, 7)
+    with pytest.raises(UnavailableError, match="of another version and cannot ask"):
+        await remote(handle).ask(1, "new")
+    assert handle.calls == 1
+
+
 async def test_waiting_has_an_end() -> None:
     """An actor that is nowhere is a 503 in the end."""
 
