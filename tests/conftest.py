@@ -108,6 +108,11 @@ class ServiceProcess:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: two a core, since a good part of the tests waits for servers, sockets and disks."""
+    return 2 * (os.cpu_count() or 1)
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Ports that nobody listens on now, one a call."""
