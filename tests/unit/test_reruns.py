@@ -17,8 +17,9 @@ PASSES = "def test_it(): pass"
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    """A project whose tests run with the plugin alone."""
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project whose tests run with the plugin alone, and what it rests on; the others take seconds to load."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini(f"[pytest]\npythonpath = {SUPPORT}\nmarkers =\n    ray: needs a local Ray\n")
     pytester.makeconftest('pytest_plugins = ["reruns"]')
     return pytester
@@ -32,8 +33,8 @@ def write(project: pytest.Pytester, folder: str, source: str, name: str = "test_
 
 
 def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """Run the project's tests in a process of their own, without the plugins that tell nothing here."""
-    return project.runpytest_subprocess("--import-mode=importlib", "-p", "no:xdist", *arguments)
+    """Run the project's tests in a process of their own."""
+    return project.runpytest_subprocess("--import-mode=importlib", "-p", "pytest_rerunfailures", *arguments)
 
 
 @pytest.mark.parametrize("folder", ["integration", "notebooks"])
@@ -85,7 +86,7 @@ def test_the_second_runs_of_workers_are_counted_together(project: pytest.Pyteste
     """Side by side, too, it is the run that fails, whoever ran the tests."""
     for number in range(3):
         write(project, "integration", FLAKY.format(failures=1), f"test_{number}")
-    done = project.runpytest_subprocess("--import-mode=importlib", "-n2")
+    done = run(project, "-p", "xdist.plugin", "-n2")
     done.stdout.fnmatch_lines(["*tests that ran a second time*", "*3 of them, more than 2*"])
     assert done.ret == pytest.ExitCode.TESTS_FAILED
 
