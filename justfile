@@ -23,7 +23,7 @@ fix:
     {{ bin }}/ruff check --fix .
     {{ bin }}/ruff format .
 
-# two minutes: unit and property tests, side by side
+# four minutes: unit and property tests, side by side
 quick:
     {{ python }} -m pytest -n auto tests/unit tests/property
 
